@@ -1,0 +1,1 @@
+"""Architectures by name, and how weights get into them."""

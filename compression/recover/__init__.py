@@ -1,0 +1,1 @@
+"""One way of getting accuracy back per file."""

@@ -1,0 +1,1 @@
+"""One criterion per file: which channels a primitive removes."""

@@ -1,0 +1,218 @@
+"""Which plans are admissible, and their integer and unit-cube coordinates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compression.errors import PlanInvalid
+from compression.plan import Decision, Plan, PruneChannels, Quantize
+
+Choice = int | str
+Point = tuple[int, ...]
+"""One index into `choices` per knob, in knob order."""
+
+DENSE = "none"
+"""The choice of a categorical knob that leaves the model untouched."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """One variable of the search: a field of a decision at a site.
+
+    Three fields exist: `keep_channels` (ordered ints ascending, the last is all channels, which
+    means no decision), `selector` (one for the whole model) and `precision` (`none` or `int8`).
+
+    Attributes:
+        site: The site's name.
+        field: Which field of which decision, one of the three above.
+        choices: At least one, distinct.
+        ordered: Whether neighbouring choices are alike.
+    """
+
+    site: str
+    field: str
+    choices: tuple[Choice, ...]
+    ordered: bool
+
+    def __post_init__(self) -> None:
+        if self.field not in ("keep_channels", "selector", "precision"):
+            raise PlanInvalid(f"Knob at {self.site!r}: unknown field {self.field!r}")
+        if not self.choices or len(set(self.choices)) != len(self.choices):
+            raise PlanInvalid(f"Knob {self.name!r}: choices {self.choices} are empty or repeat")
+
+    @property
+    def name(self) -> str:
+        """Unique within a space: `site:field`."""
+        return f"{self.site}:{self.field}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanSpace:
+    """The admissible plans: every combination of the knobs' choices.
+
+    Laws: `contains(decode(p))` for every point; `decode(encode(plan)) == plan` for every
+    contained plan; the dense plan is always contained. Two points may decode to one plan (a
+    selector does not matter where nothing is pruned); `encode` returns the lowest such point in
+    the selector knob.
+
+    Attributes:
+        knobs: The variables, keep_channels first, in forward order.
+    """
+
+    knobs: tuple[Knob, ...]
+
+    def __post_init__(self) -> None:
+        names = [knob.name for knob in self.knobs]
+        if len(set(names)) != len(names):
+            raise PlanInvalid(f"Space has two knobs of one name: {names}")
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return math.prod(len(knob.choices) for knob in self.knobs)
+
+    def decode(self, point: Sequence[int]) -> Plan:
+        """Return the plan at `point`.
+
+        Raises:
+            PlanInvalid: Wrong length, or an index out of range.
+        """
+        if len(point) != len(self.knobs):
+            raise PlanInvalid(f"Point has {len(point)} coordinates; space has {len(self.knobs)}")
+        selector = "l2"
+        keeps: list[tuple[str, int]] = []
+        decisions: dict[str, list[Decision]] = {}
+        for knob, index in zip(self.knobs, point, strict=True):
+            if not 0 <= index < len(knob.choices):
+                raise PlanInvalid(
+                    f"Knob {knob.name!r}: index {index} is outside 0..{len(knob.choices) - 1}"
+                )
+            value = knob.choices[index]
+            if knob.field == "selector":
+                selector = str(value)
+            elif knob.field == "precision":
+                if value != DENSE:
+                    decisions.setdefault(knob.site, []).append(Quantize())
+            elif index != len(knob.choices) - 1:
+                keeps.append((knob.site, int(value)))
+        for site, keep in keeps:
+            decision = PruneChannels(keep_channels=keep, selector=selector)
+            decisions.setdefault(site, []).append(decision)
+        return Plan.of(decisions)
+
+    def encode(self, plan: Plan) -> Point:
+        """Return the point of a contained plan; `keep_float` of a Quantize is ignored.
+
+        Raises:
+            PlanInvalid: The plan is not in the space; the message names the site.
+        """
+        prune = plan.prune_channels()
+        selectors = sorted({decision.selector for decision in prune.values()})
+        if len(selectors) > 1:
+            raise PlanInvalid(f"Plan mixes selectors {selectors}; the space knows one per plan")
+        wanted: dict[str, Choice] = {
+            f"{s}:keep_channels": d.keep_channels for s, d in prune.items()
+        }
+        if plan.quantize() is not None:
+            site = next(site for site, d in plan if isinstance(d, Quantize))
+            wanted[f"{site}:precision"] = "int8"
+        point = []
+        for knob in self.knobs:
+            if knob.field == "selector":
+                value: Choice = selectors[0] if selectors else knob.choices[0]
+            elif knob.field == "precision":
+                value = wanted.pop(knob.name, DENSE)
+            else:
+                value = wanted.pop(knob.name, knob.choices[-1])
+            if value not in knob.choices:
+                raise PlanInvalid(f"Knob {knob.name!r}: {value!r} is not one of {knob.choices}")
+            point.append(knob.choices.index(value))
+        if wanted:
+            raise PlanInvalid(f"Plan decides {sorted(wanted)}, which the space does not have")
+        if selectors and not any(k.field == "selector" for k in self.knobs) and selectors != ["l2"]:
+            raise PlanInvalid(f"Plan uses selector {selectors[0]!r}; the space allows only 'l2'")
+        return tuple(point)
+
+    def contains(self, plan: Plan) -> bool:
+        """Whether the plan is admissible."""
+        try:
+            self.encode(plan)
+        except PlanInvalid:
+            return False
+        return True
+
+    def dense(self) -> Point:
+        """Return the point that leaves the model untouched."""
+        return tuple(
+            knob.choices.index(DENSE)
+            if knob.field == "precision" and DENSE in knob.choices
+            else (0 if knob.field != "keep_channels" else len(knob.choices) - 1)
+            for knob in self.knobs
+        )
+
+    def smallest(self) -> Point:
+        """Return the point with the fewest channels and bits everywhere."""
+        return tuple(
+            len(knob.choices) - 1 if knob.field == "precision" else 0 for knob in self.knobs
+        )
+
+    def uniform(self, keep_ratio: float, *, precision: str | None = None) -> Point:
+        """Return the point nearest to one `keep_ratio` (share kept) at every channel site.
+
+        Args:
+            keep_ratio: In (0, 1].
+            precision: The choice of the precision knob; the first choice when None.
+        """
+        point = []
+        for knob in self.knobs:
+            if knob.field == "keep_channels":
+                target = keep_ratio * int(knob.choices[-1])
+                distances = [abs(int(choice) - target) for choice in knob.choices]
+                point.append(int(np.argmin(distances)))
+            elif knob.field == "precision" and precision is not None:
+                point.append(knob.choices.index(precision))
+            else:
+                point.append(0)
+        return tuple(point)
+
+    def sample(self, rng: np.random.Generator) -> Point:
+        """Draw a point uniformly, each knob on its own."""
+        return tuple(int(rng.integers(len(knob.choices))) for knob in self.knobs)
+
+    def to_unit(self, point: Sequence[int]) -> NDArray[np.float64]:
+        """Return `d` float64 coordinates in [0, 1]: index / (choices - 1), 0.5 for one choice."""
+        return np.array(
+            [
+                index / (len(knob.choices) - 1) if len(knob.choices) > 1 else 0.5
+                for knob, index in zip(self.knobs, point, strict=True)
+            ]
+        )
+
+    def from_unit(self, x: NDArray[np.float64]) -> Point:
+        """Return the point nearest to `d` coordinates; values outside [0, 1] are clipped."""
+        return tuple(
+            int(np.rint(np.clip(value, 0.0, 1.0) * (len(knob.choices) - 1)))
+            for knob, value in zip(self.knobs, x, strict=True)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "knobs": [
+                {"site": k.site, "field": k.field, "choices": list(k.choices), "ordered": k.ordered}
+                for k in self.knobs
+            ]
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> PlanSpace:
+        """Rebuild a space from `to_json`."""
+        return PlanSpace(
+            tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in data["knobs"])
+        )

@@ -1,0 +1,1 @@
+"""What is good, and where to look next."""

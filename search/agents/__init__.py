@@ -1,0 +1,1 @@
+"""One search strategy per file."""

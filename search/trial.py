@@ -1,0 +1,149 @@
+"""One plan at one fidelity in one job, and the table of its legal transitions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import StrEnum
+
+from compression.artifact import Digest
+from compression.plan import Plan
+from search.errors import IllegalTransition
+from search.measurement import Failed, Infeasible, Measured, Outcome
+
+
+class Fidelity(StrEnum):
+    """How much recovery and how much data goes into scoring a trial; a rung of the ladder."""
+
+    PROXY = "proxy"
+    """Plan applied, BatchNorm recalibrated, scored on a search-validation subset, timed."""
+    SHORT = "short"
+    """Proxy plus a few hundred steps of distillation."""
+    FULL = "full"
+    """The job's whole recovery recipe, all of search-validation."""
+    CONFIRMED = "confirmed"
+    """Rebuilt from its files, parity-checked, timed with interval, held-out test read once."""
+
+
+SEARCH_FIDELITIES = frozenset({Fidelity.PROXY, Fidelity.SHORT})
+"""Rungs that count against a job's budget of trials."""
+
+
+class TrialState(StrEnum):
+    """Where a trial stands. Finished states never change; states are never removed."""
+
+    PROPOSED = "PROPOSED"
+    """Asked of the agent and recorded; no attempt is live. A lost attempt leads back here."""
+    RUNNING = "RUNNING"
+    """One attempt is live."""
+    MEASURED = "MEASURED"
+    """Evaluated; violated constraints are data, not a state."""
+    INFEASIBLE = "INFEASIBLE"
+    """Cannot be evaluated by nature; the agent learns from it, it is never retried."""
+    FAILED = "FAILED"
+    """The error is not retryable, or the attempts are spent."""
+    CANCELLED = "CANCELLED"
+    """The job ended first."""
+
+
+LEGAL: Mapping[TrialState, frozenset[TrialState]] = {
+    TrialState.PROPOSED: frozenset({TrialState.RUNNING, TrialState.CANCELLED, TrialState.FAILED}),
+    TrialState.RUNNING: frozenset(
+        {
+            TrialState.PROPOSED,
+            TrialState.MEASURED,
+            TrialState.INFEASIBLE,
+            TrialState.FAILED,
+            TrialState.CANCELLED,
+        }
+    ),
+    TrialState.MEASURED: frozenset(),
+    TrialState.INFEASIBLE: frozenset(),
+    TrialState.FAILED: frozenset(),
+    TrialState.CANCELLED: frozenset(),
+}
+
+FINISHED = frozenset(state for state, after in LEGAL.items() if not after)
+
+
+class AttemptState(StrEnum):
+    """Where one execution of a trial stands."""
+
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    LOST = "LOST"
+    """Its process or its conductor died; says nothing about the plan."""
+
+
+MAX_ATTEMPTS = 3
+"""Executions a trial may have before a retryable failure becomes final."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One plan at one fidelity in one job; (job, plan digest, fidelity, base) is unique.
+
+    Attributes:
+        id: Unique everywhere.
+        number: 0, 1, 2, ... in the order of proposal within the job.
+        plan: What is tried.
+        fidelity: How it is scored.
+        base: Artifact the plan is applied to; None for the job's model.
+        seed: Of everything random in the evaluation.
+        state: Where it stands.
+        agent: Who asked for it.
+        outcome: What came of it; None until finished.
+        artifacts: Role (`weights`, `onnx`, ...) to digest of the files it produced.
+        recorded: 0, 1, 2, ... in the order in which outcomes were recorded; None until finished.
+    """
+
+    id: str
+    number: int
+    plan: Plan
+    fidelity: Fidelity
+    seed: int
+    agent: str
+    base: Digest | None = None
+    state: TrialState = TrialState.PROPOSED
+    outcome: Outcome | None = None
+    artifacts: Mapping[str, Digest] = dataclasses.field(default_factory=dict)
+    recorded: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One execution of a trial.
+
+    Attributes:
+        id: Unique everywhere.
+        trial_id: Which trial.
+        epoch: 1, 2, ... within the trial.
+        state: Where it stands.
+    """
+
+    id: str
+    trial_id: str
+    epoch: int
+    state: AttemptState = AttemptState.RUNNING
+
+
+def check_transition(before: TrialState, after: TrialState) -> None:
+    """Refuse a move that the table does not allow.
+
+    Raises:
+        IllegalTransition: `after` cannot follow `before`.
+    """
+    if after not in LEGAL[before]:
+        raise IllegalTransition(f"A {before} trial cannot become {after}")
+
+
+def state_of(outcome: Outcome) -> TrialState:
+    """Return the finished state that an outcome leads to."""
+    match outcome:
+        case Measured():
+            return TrialState.MEASURED
+        case Infeasible():
+            return TrialState.INFEASIBLE
+        case Failed():
+            return TrialState.FAILED

@@ -1,0 +1,1 @@
+"""Tables, repositories and the SQL ledger: the only package that knows SQL."""

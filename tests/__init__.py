@@ -1,0 +1,1 @@
+"""Tests; folders are named *_tests so that nothing shadows a package."""

@@ -1,0 +1,1 @@
+"""Figures, never verdicts: `python -m tests.benchmarks.NAME`."""

@@ -1,0 +1,1 @@
+"""Running and measuring: where a plan meets a real model."""

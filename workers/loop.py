@@ -1,0 +1,140 @@
+"""The search: ask, submit, record, tell. No Ray, no torch, no SQL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from search.agent import Agent
+from search.budget import Budget
+from search.trial import FINISHED, Trial, TrialState
+from workers.executor import Executor, Finished, Lost, Progress, Work
+from workers.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+Ending = Literal["exhausted", "budget", "cancelled"]
+
+WAIT_S = 1.0
+"""Longest silence between two looks at the lease and the user's wish."""
+
+
+def run(
+    agent: Agent,
+    executor: Executor,
+    ledger: Ledger,
+    budget: Budget,
+    *,
+    agent_name: str,
+    parallelism: int = 1,
+) -> Ending:
+    """Run or resume the search phase of a job until its budget is spent.
+
+    Args:
+        agent: Fresh; it is restored from the ledger's snapshot and told all recorded trials.
+        executor: Idle.
+        ledger: Of this job, under a held lease.
+        budget: When to stop.
+        agent_name: Written to the trials.
+        parallelism: Trials at once; also bounded by the executor's slots.
+
+    Returns:
+        Why it ended.
+
+    Raises:
+        LeaseLost: Another conductor took over; nothing more was written.
+    """
+    mine = [t for t in ledger.trials() if t.agent == agent_name]
+    snapshot = ledger.snapshot()
+    if snapshot is not None:
+        agent.restore(snapshot)
+    told = sorted((t for t in mine if t.state in FINISHED), key=lambda t: t.recorded or 0)
+    for trial in told:
+        agent.tell([trial])
+    queue = [t for t in mine if t.state not in FINISHED]
+    proposed = len(mine)
+    running = 0
+    lanes = max(1, min(parallelism, executor.slots))
+    while True:
+        if ledger.wish() == "cancel":
+            return "cancelled"
+        over = budget.exhausted(ledger.spent())
+        free = lanes - running
+        if not over and len(queue) < free:
+            wanted = min(free - len(queue), budget.trials_left(proposed))
+            requests = agent.ask(wanted) if wanted else []
+            if requests:
+                new = ledger.propose(requests, agent=agent_name, snapshot=agent.snapshot())
+                proposed += len(new)
+                queue += [t for t in new if t.state is TrialState.PROPOSED]
+        while queue and running < lanes and not over:
+            trial = queue.pop(0)
+            executor.submit(Work(trial=trial, attempt=ledger.start(trial)))
+            running += 1
+        if running == 0:
+            return "budget" if over or budget.trials_left(proposed) == 0 else "exhausted"
+        for trial in collect(executor, ledger):
+            running -= 1
+            if trial.state in FINISHED:
+                agent.tell([trial])
+            else:
+                queue.append(trial)
+
+
+def collect(executor: Executor, ledger: Ledger) -> list[Trial]:
+    """Record what came in and return the trials whose attempt ended, as they now stand."""
+    ended: list[Trial] = []
+    for report in executor.wait(WAIT_S):
+        match report:
+            case Finished():
+                trial = ledger.record(report)
+                if trial is not None:
+                    ended.append(trial)
+            case Lost(work=work, reason=reason):
+                logger.warning("attempt lost", extra={"trial": work.trial.id, "reason": reason})
+                ended.append(ledger.lost(work.attempt, reason))
+            case Progress(work=work, data=data):
+                ledger.event("trial.progress", {"trial_id": work.trial.id, **data})
+    return ended
+
+
+def run_all(
+    trials: Sequence[Trial],
+    executor: Executor,
+    ledger: Ledger,
+    *,
+    parallelism: int,
+    stop: Callable[[], bool],
+) -> list[Trial]:
+    """Run given trials to their end, without an agent: finalists and confirmations.
+
+    Args:
+        trials: Finished ones are returned as they are.
+        executor: Idle.
+        ledger: Of this job.
+        parallelism: Trials at once.
+        stop: Asked between reports; True abandons what has not started.
+
+    Returns:
+        The trials that finished, in the given order.
+    """
+    done = {t.id: t for t in trials if t.state in FINISHED}
+    queue = [t for t in trials if t.state not in FINISHED]
+    running = 0
+    lanes = max(1, min(parallelism, executor.slots))
+    while queue or running:
+        stopping = ledger.wish() == "cancel" or stop()
+        while queue and running < lanes and not stopping:
+            trial = queue.pop(0)
+            executor.submit(Work(trial=trial, attempt=ledger.start(trial)))
+            running += 1
+        if running == 0:
+            break
+        for trial in collect(executor, ledger):
+            running -= 1
+            if trial.state in FINISHED:
+                done[trial.id] = trial
+            else:
+                queue.append(trial)
+    return [done[t.id] for t in trials if t.id in done]
