@@ -1,0 +1,270 @@
+"""The training loop learns, repeats itself by seed, and computes what its papers say."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compression.artifact import Preprocessing
+from compression.backend import Backend
+from compression.errors import CompressionError
+from compression.models.cifar_resnet import cifar_resnet
+from compression.models.digits_training import DIGITS_PREPROCESSING, train_digits
+from compression.preprocess import preprocess
+from compression.recover.augment import crop_and_flip
+from compression.recover.training import (
+    Curve,
+    Recipe,
+    TrainingData,
+    distillation_loss,
+    one_cycle,
+    train,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def digits(count: int) -> TrainingData:
+    bunch = load_digits()
+    images = bunch.images[:count, None].astype(np.uint8)
+    return TrainingData(
+        images=images,
+        labels=bunch.target[:count].astype(np.int64),
+        preprocessing=DIGITS_PREPROCESSING,
+    )
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.1),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+
+
+def run(
+    model: nn.Module, data: TrainingData, recipe: Recipe, seed: int = 0, **options: Any
+) -> tuple[Curve, list[Mapping[str, float]]]:
+    reports: list[Mapping[str, float]] = []
+    curve = train(
+        model,
+        data,
+        recipe,
+        teacher=options.get("teacher"),
+        generator=torch.Generator().manual_seed(seed),
+        backend=options.get("backend", Backend()),
+        progress=reports.append,
+        breathe=options.get("breathe", lambda: None),
+    )
+    return curve, reports
+
+
+def accuracy(model: nn.Module, data: TrainingData) -> float:
+    with torch.inference_mode():
+        found = model(preprocess(data.images, data.preprocessing)).argmax(1).numpy()
+    assert data.labels is not None
+    return float((found == data.labels).mean())
+
+
+SHORT = Recipe(epochs=4, batch_size=32, augment=False)
+
+
+def test_learns_and_reports() -> None:
+    data, model, breaths = digits(600), small_net(), [0]
+
+    def breathe() -> None:
+        breaths[0] += 1
+
+    curve, reports = run(model, data, SHORT, breathe=breathe)
+    assert curve.steps == breaths[0] == 4 * (600 // 32)
+    assert curve.images == curve.steps * 32
+    assert [r["step"] for r in reports] == [20, 40, 60, 72]
+    assert [r["of"] for r in reports] == [72] * 4
+    assert [(r["step"], r["loss"]) for r in reports] == list(curve.points)
+    assert reports[-1]["epoch"] == pytest.approx(72 * 32 / 600)
+    assert reports[-1]["loss"] < 0.2 * reports[0]["loss"]
+    assert not model.training
+    assert accuracy(model, data) > 0.97
+    assert curve.to_json()["steps"] == 72
+
+
+@pytest.mark.parametrize("backend", [Backend(), Backend(channels_last=True, bf16=True)])
+def test_same_seed_same_weights(backend: Backend) -> None:
+    data, recipe = digits(200), Recipe(steps=12, batch_size=32)
+    runs: list[tuple[Curve, dict[str, Tensor]]] = []
+    for seed in (1, 1, 2):
+        model = small_net()
+        torch.manual_seed(len(runs))  # the global generator has no influence
+        curve, _ = run(model, data, recipe, seed=seed, backend=backend)
+        runs.append((curve, model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(runs[0][1][key], runs[1][1][key]) for key in runs[0][1])
+    assert not torch.equal(runs[0][1]["0.weight"], runs[2][1]["0.weight"])
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    model = small_net()
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    run(model, digits(64), Recipe(steps=2, batch_size=32))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_student_imitates_its_teacher_without_labels() -> None:
+    data = digits(600)
+    teacher = small_net()
+    run(teacher, data, SHORT)
+    weights = copy.deepcopy(teacher.state_dict())
+    unlabelled = TrainingData(images=data.images, labels=None, preprocessing=data.preprocessing)
+    student = small_net(seed=7)
+    curve, _ = run(student, unlabelled, SHORT, teacher=teacher)
+    assert curve.points[-1][1] < curve.points[0][1]
+    assert accuracy(student, data) > 0.95
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+
+
+def test_distillation_loss_by_hand() -> None:
+    student, teacher, t = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 0.0]]), 2.0
+    p = 1 / (1 + math.exp(-0.25))
+    q = 1 / (1 + math.exp(-1.0))
+    divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert float(distillation_loss(student, teacher, t)) == pytest.approx(4 * divergence, rel=1e-5)
+    assert float(distillation_loss(teacher, teacher, t)) == pytest.approx(0, abs=1e-7)
+
+
+def test_weights_and_biases_decay_as_stated() -> None:
+    """One step from zero gradients moves only what decays."""
+
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(self.linear(x.flatten(1)))
+            return out * 0
+
+    model = Silent()
+    before = copy.deepcopy(model.state_dict())
+    images = (
+        np.ones((8, 1, 2, 2), dtype=np.float32)
+        * np.arange(8, dtype=np.float32)[:, None, None, None]
+    )
+    data = TrainingData(
+        images=images, labels=np.zeros(8, np.int64), preprocessing=Preprocessing(scale=1.0)
+    )
+    recipe = Recipe(steps=1, batch_size=8, augment=False, weight_decay=0.1, learning_rate=0.5)
+    run(model, data, recipe)
+    rate = one_cycle(0, 1, 0.5)
+    # Nesterov's first step: gradient + momentum x gradient.
+    factor = 1 - rate * 0.1 * (1 + recipe.momentum)
+    torch.testing.assert_close(model.linear.weight.data, before["linear.weight"] * factor)
+    for key in ("linear.bias", "norm.weight", "norm.bias"):
+        assert torch.equal(model.state_dict()[key], before[key]), key
+
+
+def test_one_cycle_rises_and_falls() -> None:
+    rates = [one_cycle(step, 400, 0.1) for step in range(400)]
+    assert max(rates) == pytest.approx(0.1, rel=1e-3)
+    assert rates.index(max(rates)) in range(95, 105)
+    assert rates[0] == pytest.approx(0.004, rel=0.01)
+    assert rates[-1] < 1e-4
+    assert rates[:95] == sorted(rates[:95])
+    assert rates[105:] == sorted(rates[105:], reverse=True)
+    assert 0 < one_cycle(0, 1, 0.1) <= 0.1
+
+
+def test_crops_are_windows_of_the_padded_image() -> None:
+    images = torch.arange(1.0, 1 + 6 * 2 * 5 * 7).reshape(6, 2, 5, 7)
+    crops = crop_and_flip(images, torch.Generator().manual_seed(0))
+    assert crops.shape == images.shape
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+    padded = functional.pad(images, (4, 4, 4, 4))
+    seen = set()
+    for crop, image in zip(crops, padded, strict=True):
+        windows = {
+            (row, column, flip): image[:, row : row + 5, column : column + 7].flip(
+                2 if flip else ()
+            )
+            for row in range(9)
+            for column in range(9)
+            for flip in (False, True)
+        }
+        matches = [place for place, window in windows.items() if torch.equal(window, crop)]
+        assert matches
+        seen.add(matches[0])
+    assert len(seen) > 3
+
+
+def test_refusals() -> None:
+    data = digits(64)
+    unlabelled = TrainingData(images=data.images, labels=None, preprocessing=data.preprocessing)
+    with pytest.raises(CompressionError, match="neither labels nor a teacher"):
+        run(small_net(), unlabelled, SHORT)
+    poisoned = small_net()
+    nn.init.constant_(poisoned.get_parameter("6.bias"), float("nan"))
+    with pytest.raises(CompressionError, match="loss is nan at step 1 of 8"):
+        run(poisoned, data, SHORT)
+    with pytest.raises(CompressionError, match="learning_rate is 0; it must be greater than 0"):
+        Recipe(learning_rate=0)
+    with pytest.raises(CompressionError, match="64 images and 3 labels"):
+        TrainingData(
+            images=data.images, labels=np.zeros(3, np.int64), preprocessing=data.preprocessing
+        )
+
+
+def test_no_steps_is_no_change() -> None:
+    model = small_net()
+    before = copy.deepcopy(model.state_dict())
+    curve, reports = run(model, digits(64), Recipe(epochs=0))
+    assert (curve.steps, curve.points, reports) == (0, (), [])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_whole_resnet_trains_on_bfloat16() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 3, 32, 32)).astype(np.uint8)
+    labels = rng.integers(0, 10, 64)
+    data = TrainingData(images=images, labels=labels, preprocessing=Preprocessing())
+    model, teacher = cifar_resnet(20), cifar_resnet(20)
+    recipe = Recipe(steps=3, batch_size=32)
+    curve, _ = run(model, data, recipe, teacher=teacher, backend=Backend(True, True))
+    assert math.isfinite(curve.points[-1][1])
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_digits_reach_97_percent() -> None:
+    data = digits(1797)
+    assert data.labels is not None
+    order = np.random.default_rng(0).permutation(1797)
+    held_out = order[1078:]
+    model = train_digits(data.images[order[:1078]], data.labels[order[:1078]], seed=0)  # type: ignore[arg-type]
+    unseen = TrainingData(
+        images=data.images[held_out],
+        labels=data.labels[held_out],
+        preprocessing=DIGITS_PREPROCESSING,
+    )
+    assert accuracy(model, unseen) >= 0.97
