@@ -1,0 +1,1 @@
+"""Datasets: reading, checking and splitting; only `builtin.py` may import torch."""
