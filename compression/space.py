@@ -119,7 +119,19 @@ class PlanSpace:
         wanted: dict[str, Choice] = {
             f"{s}:keep_channels": d.keep_channels for s, d in prune.items()
         }
-        if plan.quantize() is not None:
+        for knob in self.knobs:
+            if knob.field == "keep_channels" and wanted.get(knob.name) == knob.choices[-1]:
+                raise PlanInvalid(
+                    f"Site {knob.site!r} keeps {knob.choices[-1]} channels, which is all of them; "
+                    "a plan leaves such a site out"
+                )
+        quantize = plan.quantize()
+        if quantize is not None:
+            if quantize.calibrator != Quantize().calibrator:
+                raise PlanInvalid(
+                    f"Plan calibrates by {quantize.calibrator!r}; the space allows only "
+                    f"{Quantize().calibrator!r}"
+                )
             site = next(site for site, d in plan if isinstance(d, Quantize))
             wanted[f"{site}:precision"] = "int8"
         point = []
