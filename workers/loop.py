@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 from search.agent import Agent
 from search.budget import Budget
-from search.trial import FINISHED, Trial, TrialState
+from search.trial import FINISHED, SEARCH_FIDELITIES, Trial, TrialState
 from workers.executor import Executor, Finished, Lost, Progress, Work
 from workers.ledger import Ledger
 
@@ -28,16 +29,19 @@ def run(
     *,
     agent_name: str,
     parallelism: int = 1,
+    thinking: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Ending:
     """Run or resume the search phase of a job until its budget is spent.
 
     Args:
-        agent: Fresh; it is restored from the ledger's snapshot and told all recorded trials.
+        agent: Fresh; it is restored from the ledger's snapshot and told all recorded search trials,
+            the baseline's too.
         executor: Idle.
         ledger: Of this job, under a held lease.
         budget: When to stop.
         agent_name: Written to the trials.
         parallelism: Trials at once; also bounded by the executor's slots.
+        thinking: Entered while the agent computes, so that nothing is timed meanwhile.
 
     Returns:
         Why it ended.
@@ -45,13 +49,14 @@ def run(
     Raises:
         LeaseLost: Another conductor took over; nothing more was written.
     """
-    mine = [t for t in ledger.trials() if t.agent == agent_name]
+    history = [t for t in ledger.trials() if t.fidelity in SEARCH_FIDELITIES]
     snapshot = ledger.snapshot()
     if snapshot is not None:
         agent.restore(snapshot)
-    told = sorted((t for t in mine if t.state in FINISHED), key=lambda t: t.recorded or 0)
-    for trial in told:
-        agent.tell([trial])
+    finished = (t for t in history if t.state in FINISHED)
+    for known in sorted(finished, key=lambda t: t.recorded or 0):
+        agent.tell([known])
+    mine = [t for t in history if t.agent == agent_name]
     queue = [t for t in mine if t.state not in FINISHED]
     proposed = len(mine)
     running = 0
@@ -63,34 +68,36 @@ def run(
         free = lanes - running
         if not over and len(queue) < free:
             wanted = min(free - len(queue), budget.trials_left(proposed))
-            requests = agent.ask(wanted) if wanted else []
+            with thinking():
+                requests = agent.ask(wanted) if wanted else []
             if requests:
                 new = ledger.propose(requests, agent=agent_name, snapshot=agent.snapshot())
                 proposed += len(new)
                 queue += [t for t in new if t.state is TrialState.PROPOSED]
         while queue and running < lanes and not over:
-            trial = queue.pop(0)
-            executor.submit(Work(trial=trial, attempt=ledger.start(trial)))
+            waiting = queue.pop(0)
+            executor.submit(Work(trial=waiting, attempt=ledger.start(waiting)))
             running += 1
         if running == 0:
             return "budget" if over or budget.trials_left(proposed) == 0 else "exhausted"
         for trial in collect(executor, ledger):
             running -= 1
-            if trial.state in FINISHED:
+            if trial is not None and trial.state in FINISHED:
                 agent.tell([trial])
-            else:
+            elif trial is not None:
                 queue.append(trial)
 
 
-def collect(executor: Executor, ledger: Ledger) -> list[Trial]:
-    """Record what came in and return the trials whose attempt ended, as they now stand."""
-    ended: list[Trial] = []
+def collect(executor: Executor, ledger: Ledger) -> list[Trial | None]:
+    """Record what came in; return one entry per ended attempt: its trial as it now stands.
+
+    An entry is None where the ledger dropped the result, because the trial has a newer attempt.
+    """
+    ended: list[Trial | None] = []
     for report in executor.wait(WAIT_S):
         match report:
             case Finished():
-                trial = ledger.record(report)
-                if trial is not None:
-                    ended.append(trial)
+                ended.append(ledger.record(report))
             case Lost(work=work, reason=reason):
                 logger.warning("attempt lost", extra={"trial": work.trial.id, "reason": reason})
                 ended.append(ledger.lost(work.attempt, reason))
@@ -105,7 +112,6 @@ def run_all(
     ledger: Ledger,
     *,
     parallelism: int,
-    stop: Callable[[], bool],
 ) -> list[Trial]:
     """Run given trials to their end, without an agent: finalists and confirmations.
 
@@ -114,27 +120,25 @@ def run_all(
         executor: Idle.
         ledger: Of this job.
         parallelism: Trials at once.
-        stop: Asked between reports; True abandons what has not started.
 
     Returns:
-        The trials that finished, in the given order.
+        The trials that finished, in the given order; all of them unless the job was cancelled.
     """
     done = {t.id: t for t in trials if t.state in FINISHED}
     queue = [t for t in trials if t.state not in FINISHED]
     running = 0
     lanes = max(1, min(parallelism, executor.slots))
     while queue or running:
-        stopping = ledger.wish() == "cancel" or stop()
-        while queue and running < lanes and not stopping:
-            trial = queue.pop(0)
-            executor.submit(Work(trial=trial, attempt=ledger.start(trial)))
-            running += 1
-        if running == 0:
+        if ledger.wish() == "cancel":
             break
+        while queue and running < lanes:
+            waiting = queue.pop(0)
+            executor.submit(Work(trial=waiting, attempt=ledger.start(waiting)))
+            running += 1
         for trial in collect(executor, ledger):
             running -= 1
-            if trial.state in FINISHED:
+            if trial is not None and trial.state in FINISHED:
                 done[trial.id] = trial
-            else:
+            elif trial is not None:
                 queue.append(trial)
     return [done[t.id] for t in trials if t.id in done]

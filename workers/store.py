@@ -88,16 +88,19 @@ class FolderStore:
         hasher = hashlib.sha256()
         handle, name = tempfile.mkstemp(dir=self.root, prefix=".tmp-")
         temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream, path.open("rb") as source:
-            for chunk in _chunks(source, None):
-                hasher.update(chunk)
-                stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
-        digest = Digest(hasher.hexdigest())
-        target = self._path(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(target)
+        try:
+            with os.fdopen(handle, "wb") as stream, path.open("rb") as source:
+                for chunk in _chunks(source, None):
+                    hasher.update(chunk)
+                    stream.write(chunk)
+                stream.flush()
+                os.fsync(stream.fileno())
+            digest = Digest(hasher.hexdigest())
+            target = self._path(digest)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
         return digest
 
     def get(self, digest: Digest) -> bytes:

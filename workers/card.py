@@ -1,0 +1,176 @@
+"""The model card of a confirmed checkpoint, from what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compression.cost import PlanCost
+from compression.model_card import (
+    Interval,
+    LayerRow,
+    MetricRow,
+    ModelCard,
+    StepRow,
+    installed_versions,
+)
+from compression.plan import Plan, PruneChannels
+from search.measurement import Interval as Spread
+from search.measurement import Reading
+from search.metric import ACCURACIES, METRICS
+from search.trial import Trial
+from workers.context import JobContext
+from workers.meters.accuracy import accuracy
+from workers.meters.fingerprint import fingerprint
+from workers.recovered import Recovered
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CardFacts:
+    """What a card is written from.
+
+    Attributes:
+        trial: The confirmed trial.
+        recovered: Its files and story.
+        readings: Everything measured of it.
+        dense_logits: The dense model's outputs on the held-out split.
+        labels: Its labels; None for unlabelled data.
+        drop: Paired loss of top-1; None for unlabelled data.
+        agreement: Share of search images on which file and module decide alike.
+    """
+
+    trial: Trial
+    recovered: Recovered
+    readings: Sequence[Reading]
+    dense_logits: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    drop: Spread | None
+    agreement: float
+
+
+def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
+    """Write the card: every metric beside the baseline, every layer, every step."""
+    spec, plan = context.spec, facts.recovered.plan
+    counts = context.data.counts()
+    warnings = dict.fromkeys(r.warning for r in facts.readings if r.warning)
+    device = fingerprint(spec.devices[0])
+    return ModelCard(
+        name=f"{spec.name} {plan.digest[:12]}",
+        source_name=spec.model.architecture,
+        source_digest=spec.model.weights or "",
+        input_shape=spec.model.input_shape,
+        preprocessing=spec.model.preprocessing,
+        metrics=_metrics(facts),
+        layers=_layers(plan, facts.recovered.fall_back or {}, context),
+        steps=_steps(facts),
+        data={
+            "dataset": spec.dataset.name or (spec.dataset.data or ""),
+            **{f"{part} rows": str(count) for part, count in counts.items()},
+            "INT8 or exported file decides like the module": f"{facts.agreement:.2%}",
+            "float file against module": f"{facts.recovered.parity:.1e} of the outputs' size",
+            "device": f"{device.name}, {device.runtime}, {device.threads} threads",
+            **{f"device {key}": value for key, value in device.hardware},
+        },
+        seed=spec.seed,
+        versions=installed_versions(),
+        warnings=tuple(w for w in warnings if w),
+    )
+
+
+def _metrics(facts: CardFacts) -> list[MetricRow]:
+    dense = {
+        r.metric: _interval(r)
+        for r in accuracy(facts.dense_logits, facts.labels, facts.dense_logits, "test")
+    }
+    rows = []
+    for reading in facts.readings:
+        baseline = dense.get(reading.metric) or _baseline(reading)
+        change, kind = reading.ratio, "ratio"
+        if reading.metric in ACCURACIES:
+            change, kind = None, "difference"
+            if reading.metric == "top1" and facts.drop is not None:
+                drop = facts.drop
+                change = Spread(value=-drop.value, low=-drop.high, high=-drop.low)
+        place = (reading.split and f"{reading.split} split", reading.device, reading.statistic)
+        rows.append(
+            MetricRow(
+                metric=reading.metric,
+                unit="" if METRICS[reading.metric].unit == "1" else METRICS[reading.metric].unit,
+                baseline=baseline,
+                result=_interval(reading),
+                change=None
+                if change is None
+                else Interval(value=change.value, low=change.low, high=change.high),
+                change_kind=kind,
+                conditions=", ".join(part for part in place if part),
+            )
+        )
+    return rows
+
+
+def _baseline(reading: Reading) -> Interval | None:
+    if reading.ratio is None or reading.ratio.value == 0:
+        return None
+    return Interval(value=reading.value / reading.ratio.value, n=reading.n)
+
+
+def _interval(reading: Reading) -> Interval:
+    if reading.low == reading.high:
+        return Interval(value=reading.value, n=reading.n)
+    return Interval(value=reading.value, low=reading.low, high=reading.high, n=reading.n)
+
+
+def _layers(plan: Plan, fall_back: Mapping[str, Any], context: JobContext) -> list[LayerRow]:
+    costs = context.survey.costs
+    before, after = costs.layer_costs(Plan()), costs.layer_costs(plan)
+    quantize = plan.quantize()
+    reasons = {row["name"]: row["reason"] for row in fall_back.get("layers", ())}
+    rows = []
+    for layer in costs.layers:
+        if layer.op not in ("conv", "linear"):
+            continue
+        is_int = quantize is not None and layer.name not in quantize.keep_float
+        decision = _decision(plan, layer.name, before[layer.name], after[layer.name])
+        if layer.name in reasons:
+            decision += f"; float32 for {reasons[layer.name]}"
+        rows.append(
+            LayerRow(
+                name=layer.name,
+                decision=decision,
+                params_before=before[layer.name].params,
+                params_after=after[layer.name].params,
+                macs_before=before[layer.name].macs,
+                macs_after=after[layer.name].macs,
+                precision="int8" if is_int else "float32",
+            )
+        )
+    return rows
+
+
+def _decision(plan: Plan, layer: str, before: PlanCost, after: PlanCost) -> str:
+    own = plan.prune_channels().get(layer)
+    if isinstance(own, PruneChannels):
+        return f"keeps {own.keep_channels} outputs, ranked by {own.selector}"
+    return "as before" if before.params == after.params else "fewer inputs"
+
+
+def _steps(facts: CardFacts) -> list[StepRow]:
+    seconds = facts.recovered.seconds
+    times = {
+        "prune_channels": sum(seconds.get(k, 0.0) for k in ("apply", "certify", "recalibrate")),
+        "recover": seconds.get("recover"),
+        "quantize": seconds.get("quantize"),
+    }
+    return [
+        StepRow(
+            name=str(line["step"]),
+            detail=f"{line['metric']} on search-validation",
+            score=Interval(value=float(line["value"])),
+            wall_s=times.get(str(line["step"])),
+        )
+        for line in facts.recovered.story
+    ]

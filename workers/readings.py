@@ -1,0 +1,94 @@
+"""What is read of a compressed model beside its accuracy: arithmetic, sizes, times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compression.container import encode_onnx
+from compression.plan import Plan
+from search.device import DeviceSpec
+from search.measurement import Reading
+from search.trial import Trial
+from workers.context import JobContext
+from workers.meters.latency import LatencyResult, time_baseline, time_onnx
+from workers.meters.size import download_bytes, resident_bytes, runtime_bytes
+from workers.steps import Steps
+
+
+def arithmetic(plan: Plan, context: JobContext) -> list[Reading]:
+    """Return the readings that the cost table gives exactly."""
+    costs = context.survey.costs
+    cost, dense = costs.cost(plan), costs.cost(Plan())
+    return [
+        Reading.exact("macs", cost.macs, dense.macs),
+        Reading.exact("flops", 2 * cost.macs, 2 * dense.macs),
+        Reading.exact("params", cost.params, dense.params),
+    ]
+
+
+def sizes(
+    deployed: bytes, container: bytes | None, context: JobContext, steps: Steps, *, every: bool
+) -> list[Reading]:
+    """Return the sizes of the deployed file beside the dense model's.
+
+    Args:
+        deployed: The file that the runtime loads.
+        container: Its coded form, where there is one already.
+        context: Of the job.
+        steps: Takes the wall time.
+        every: All three sizes; otherwise the file's and those that the job bounds.
+    """
+    dense = context.dense_onnx
+    is_dense = deployed == dense
+    readings = [runtime_bytes(deployed, runtime_bytes(dense))]
+    if every or context.named("download_bytes"):
+        with steps.step("encode"):
+            container = container or encode_onnx(deployed)
+            readings.append(download_bytes(container, context.dense_download_bytes))
+    if every or context.named("resident_bytes"):
+        with context.quiet.alone(), steps.step("load"):
+            reference = context.dense_resident_bytes
+            readings.append(reference if is_dense else resident_bytes(deployed, reference))
+    return readings
+
+
+def timings(
+    deployed: bytes,
+    trial: Trial,
+    context: JobContext,
+    steps: Steps,
+    *,
+    devices: Sequence[DeviceSpec],
+    width: float,
+    max_seconds: float,
+) -> list[LatencyResult]:
+    """Time a file on devices, each time beside the dense model on a quiet node.
+
+    Args:
+        deployed: The file; the dense model's own is timed against itself.
+        trial: Gives the seed.
+        context: Of the job.
+        steps: Takes the wall time, as `time`.
+        devices: Where.
+        width: Relative width of the ratio's interval that is wanted.
+        max_seconds: Longest timing per device.
+    """
+    dense = context.dense_onnx
+    results = []
+    for device in devices:
+        with context.quiet.alone(), steps.step("time"):
+            if deployed == dense:
+                result = time_baseline(
+                    dense, device, seed=trial.seed, max_seconds=max_seconds, width=width
+                )
+            else:
+                result = time_onnx(
+                    deployed, dense, device, seed=trial.seed, max_seconds=max_seconds, width=width
+                )
+        results.append(result)
+    return results
+
+
+def flat(results: Sequence[LatencyResult]) -> list[Reading]:
+    """Return the readings of several timings."""
+    return [reading for result in results for reading in result.readings]
