@@ -68,8 +68,9 @@ class Agent(Protocol):
       for ever: with nothing pending it returns at least one unless its space is exhausted.
     * Everything after depends only on the problem (with its seed), the options, the number of
       requests asked so far and the told trials: same seed, same future.
-    * `tell` takes finished trials, each once, failures included. The order within one call does
-      not matter.
+    * `tell` takes finished trials, each once, failures included, also ones that this agent did
+      not ask for (the dense baseline comes first). The order within one call does not matter. A
+      plan that was told is not asked for again.
     * A new agent that is given `restore(snapshot)` and then `tell(all trials told so far)`
       continues identically.
     * It survives histories of failures only and of infeasible trials only.

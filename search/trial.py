@@ -76,6 +76,12 @@ class AttemptState(StrEnum):
     """Its process or its conductor died; says nothing about the plan."""
 
 
+BASELINE_AGENT = "baseline"
+"""Who asks for the dense model's own trials; they count against no budget."""
+
+FINALIST_AGENT = "finalist"
+"""Who asks for the recovery and confirmation of the search's best."""
+
 MAX_ATTEMPTS = 3
 """Executions a trial may have before a retryable failure becomes final."""
 

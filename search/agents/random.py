@@ -1,0 +1,86 @@
+"""Random search among the plans that keep the arithmetic bounds.
+
+Reference:
+    J. Bergstra, Y. Bengio: Random Search for Hyper-Parameter Optimization, JMLR 2012. Random
+    strategies within a budget of FLOPs are also the proposals of EagleEye (B. Li et al., ECCV
+    2020).
+
+Deviations:
+    * Draws have a random level, so that the sizes of the networks differ; knobs drawn each on its
+      own would give nearly the same size every time.
+    * Draws that break a bound on macs, flops or params are drawn again or shrunk to it, and a
+      share of all draws is grown to it: what arithmetic decides needs no trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from compression.space import Point
+from search.agent import Request, Snapshot
+from search.errors import ProblemInvalid
+from search.history import History, canonical, fill, generator
+from search.problem import Problem
+from search.repair import Repair, as_point
+from search.sampling import draw, new_point
+from search.trial import Trial
+
+DRAWS = 16
+"""Draws per request, of which the first that is new and keeps the bounds is asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of random search.
+
+    Attributes:
+        fill: Share of the draws that is grown until an arithmetic bound is met, in [0, 1]; the
+            others keep their size.
+    """
+
+    fill: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fill <= 1.0:
+            raise ProblemInvalid(f"random: fill is {self.fill}; it must be in [0, 1]")
+
+
+class Random:
+    """Draws plans at random; the honest baseline of every clever agent."""
+
+    options_type = Options
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self._problem = problem
+        self._options = options
+        self._history = History(problem)
+        self._repair = Repair(problem)
+
+    def ask(self, n: int) -> Sequence[Request]:
+        """Return up to `n` new requests; fewer when the space is exhausted."""
+        return fill(self._history, n, self._suggest)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remember the plans; nothing is learnt."""
+        self._history.tell(trials)
+
+    def snapshot(self) -> Snapshot:
+        """Return the count and the pending points."""
+        return self._history.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take up where `snapshot` was made."""
+        self._history.restore(snapshot)
+
+    def _suggest(self) -> Point | None:
+        rng = generator(self._problem, self._history.asked)
+        grow = rng.random() < self._options.fill
+        drawn = draw(self._problem.space, rng, DRAWS)
+        # Draws that keep the bounds as they are come first: shrunk ones all lie at the bound.
+        batches = [self._repair.fill(drawn)] if grow else [drawn, self._repair.shrink(drawn)]
+        for batch in batches:
+            for row in batch[self._repair.keeps_bounds(batch)]:
+                if self._history.is_new(row):
+                    return canonical(self._problem.space, as_point(row))
+        return new_point(self._repair, self._history, rng)

@@ -1,0 +1,194 @@
+"""What an agent has asked for and what it was told: the memory every agent shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from compression.errors import PlanInvalid
+from compression.space import DENSE, PlanSpace, Point
+from search.agent import Evaluate, Snapshot
+from search.errors import ProblemInvalid
+from search.measurement import Infeasible, Measured, Measurement
+from search.problem import Problem
+from search.trial import Fidelity, Trial
+
+VERSION = 1
+
+
+def canonical(space: PlanSpace, point: Sequence[int]) -> Point:
+    """Return the one point that stands for all points of the same plan.
+
+    Only the selector can differ between points of one plan: it does not matter where nothing is
+    pruned. Equal to `space.encode(space.decode(point))`, without building the plan.
+    """
+    pruned = any(
+        knob.field == "keep_channels" and index != len(knob.choices) - 1
+        for knob, index in zip(space.knobs, point, strict=True)
+    )
+    return tuple(
+        int(index) if pruned or knob.field != "selector" else 0
+        for knob, index in zip(space.knobs, point, strict=True)
+    )
+
+
+def plan_count(space: PlanSpace) -> int:
+    """Return how many different plans a space holds; at most its number of points."""
+    selectors = precisions = unpruned = 1
+    for knob in space.knobs:
+        if knob.field == "selector":
+            selectors *= len(knob.choices)
+        elif knob.field == "precision":
+            precisions *= len(knob.choices)
+    unpruned = selectors * precisions
+    return space.size - unpruned + precisions
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """A finished trial and where it stands in the space."""
+
+    point: Point
+    trial: Trial
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What was measured; None where nothing was."""
+        outcome = self.trial.outcome
+        return outcome.measurement if isinstance(outcome, Measured) else None
+
+    @property
+    def impossible(self) -> bool:
+        """Whether the plan cannot be evaluated by nature. A failure says nothing of the plan."""
+        return isinstance(self.trial.outcome, Infeasible)
+
+
+class History:
+    """Points asked for and trials told, free of the order of telling.
+
+    Trials of other fidelities or bases than the agent orders are not comparable and are ignored;
+    so are plans outside the space. Trials that another agent proposed are welcome.
+    """
+
+    def __init__(self, problem: Problem, fidelity: Fidelity = Fidelity.PROXY) -> None:
+        """Start empty.
+
+        Args:
+            problem: Its space names the points.
+            fidelity: Of every request.
+        """
+        self.space = problem.space
+        self._fidelity = fidelity
+        self._pending: dict[Point, None] = {}
+        self._told: dict[str, Told] = {}
+        self._points: set[Point] = set()
+        self.asked = 0
+        """Number of requests so far."""
+
+    def is_new(self, point: Sequence[int]) -> bool:
+        """Whether the plan at `point` was neither asked for nor told."""
+        key = canonical(self.space, point)
+        return key not in self._pending and key not in self._points
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no plan is left."""
+        return len(self._pending) + len(self._points) >= plan_count(self.space)
+
+    @property
+    def pending(self) -> list[Point]:
+        """Points asked for and not yet told, in the order of asking."""
+        return list(self._pending)
+
+    @property
+    def told(self) -> list[Told]:
+        """Told trials in the order in which they were proposed."""
+        return sorted(self._told.values(), key=lambda t: (t.trial.number, t.trial.id))
+
+    @property
+    def measured(self) -> list[tuple[Point, Measurement]]:
+        """Point and measurement of every measured trial, in the order of proposal."""
+        return [(t.point, t.measurement) for t in self.told if t.measurement is not None]
+
+    def order(self, point: Sequence[int]) -> Evaluate:
+        """Return the request for `point` and remember it as pending.
+
+        Raises:
+            ProblemInvalid: The plan was ordered or told before.
+        """
+        key = canonical(self.space, point)
+        if not self.is_new(key):
+            raise ProblemInvalid(f"Point {key} was asked for before")
+        self._pending[key] = None
+        self.asked += 1
+        return Evaluate(plan=self.space.decode(key), fidelity=self._fidelity)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take in finished trials; one told twice counts once."""
+        for trial in trials:
+            if trial.fidelity is not self._fidelity or trial.base is not None:
+                continue
+            try:
+                point = self.space.encode(trial.plan)
+            except PlanInvalid:
+                continue
+            self._told[trial.id] = Told(point, trial)
+            self._points.add(point)
+            self._pending.pop(point, None)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the told trials do not tell: the count and the pending points."""
+        pending = np.array(self.pending, dtype=np.float64).reshape(-1, len(self.space.knobs))
+        return Snapshot({"version": VERSION, "asked": self.asked}, {"pending": pending})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take up a snapshot, before any trial is told.
+
+        Raises:
+            ProblemInvalid: It is of another version or of another space.
+        """
+        version = snapshot.data.get("version")
+        pending = np.asarray(snapshot.arrays["pending"])
+        if version != VERSION:
+            raise ProblemInvalid(f"Agent snapshot has version {version!r}; {VERSION} is known")
+        if pending.shape[1:] != (len(self.space.knobs),):
+            raise ProblemInvalid(
+                f"Agent snapshot has points of shape {pending.shape[1:]}; "
+                f"the space has {len(self.space.knobs)} knobs"
+            )
+        self.asked = int(snapshot.data["asked"])
+        self._pending = {tuple(int(i) for i in row): None for row in pending}
+
+
+def fill(history: History, n: int, suggest: Callable[[], Point | None]) -> list[Evaluate]:
+    """Return up to `n` requests, each suggested with the earlier ones pending.
+
+    Asking for n at once and n times for one are therefore the same.
+    """
+    requests: list[Evaluate] = []
+    while len(requests) < n and not history.exhausted:
+        point = suggest()
+        if point is None:
+            break
+        requests.append(history.order(point))
+    return requests
+
+
+def generator(problem: Problem, asked: int, purpose: int = 0) -> np.random.Generator:
+    """Return the randomness of one request: a function of seed, count and purpose alone."""
+    return np.random.default_rng([problem.seed % 2**32, asked, purpose])
+
+
+def settings(space: PlanSpace) -> list[dict[int, int]]:
+    """Return every combination of the unordered knobs, as knob index to choice index.
+
+    The untouched precision comes first.
+    """
+    combinations: list[dict[int, int]] = [{}]
+    for number, knob in enumerate(space.knobs):
+        if knob.field != "keep_channels":
+            order = sorted(range(len(knob.choices)), key=lambda i: (knob.choices[i] != DENSE, i))
+            combinations = [{**c, number: i} for c in combinations for i in order]
+    return combinations

@@ -1,0 +1,1 @@
+"""Models of what was measured; every import of torch in `search` is below here, on demand."""

@@ -1,0 +1,76 @@
+"""What the surrogates see of a plan and of its readings."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compression.space import DENSE
+from search.arithmetic import Arithmetic, Floats, Points, as_points
+from search.problem import Problem
+
+
+class Features:
+    """Coordinates of points for a Gaussian process, `t x f` float64 in about [0, 1].
+
+    Per channel knob the share of its range that is kept, as applied; per other knob one column a
+    choice but the first; then the logarithms of MACs, params and weight bytes, which are exact
+    and free. Time and size follow these closely, so the surrogates of measured bounds need not
+    learn from many trials what arithmetic knows.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        """Prepare the scales; costs are scaled between the smallest and the dense plan."""
+        space = problem.space
+        self._knobs = space.knobs
+        self._arithmetic = Arithmetic(problem)
+        ends = as_points([space.smallest(), space.dense()], len(space.knobs))
+        low, high = self._log_costs(ends)
+        self._offset = low
+        self._range = np.where(high > low, high - low, 1.0)
+
+    def _log_costs(self, points: Points) -> Floats:
+        costs = self._arithmetic.costs(points)
+        table = np.stack([costs.macs, costs.params, costs.weight_bytes], axis=1)
+        return np.asarray(np.log(np.maximum(table, 1).astype(np.float64)))
+
+    def __call__(self, points: Points) -> Floats:
+        """Return the features of `t x d` points."""
+        columns: list[NDArray[np.float64]] = []
+        for number, knob in enumerate(self._knobs):
+            index = points[:, number]
+            if knob.field == "keep_channels":
+                kept = np.array([float(choice) for choice in knob.choices])
+                columns.append((kept[index] - kept[0]) / ((kept[-1] - kept[0]) or 1.0))
+            else:
+                first = knob.choices.index(DENSE) if DENSE in knob.choices else 0
+                columns += [
+                    (index == choice).astype(np.float64)
+                    for choice in range(len(knob.choices))
+                    if choice != first
+                ]
+        costs = (self._log_costs(points) - self._offset) / self._range
+        return np.column_stack([*columns, costs])
+
+
+def bilog(values: Floats) -> Floats:
+    """Return `sign(v) log(1 + |v|)`: resolves violations near 0 and tames large ones.
+
+    From D. Eriksson, M. Poloczek: Scalable Constrained Bayesian Optimization, AISTATS 2021.
+    """
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
+
+
+def chebyshev(losses: Floats, weights: Floats) -> Floats:
+    """Return one loss for several: the augmented Chebyshev norm of ParEGO.
+
+    `max_i(w_i z_i) + 0.05 sum_i(w_i z_i)`, z scaled to [0, 1] over the given trials (J. Knowles,
+    ParEGO, IEEE Transactions on Evolutionary Computation 10(1), 2006, equation 2).
+
+    Args:
+        losses: `t x m`, smaller is better.
+        weights: `m`, non-negative, sum 1.
+    """
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    weighted = weights * (losses - low) / np.where(high > low, high - low, 1.0)
+    return np.asarray(weighted.max(axis=1) + 0.05 * weighted.sum(axis=1))
