@@ -1,0 +1,144 @@
+"""What this server offers: metrics, devices, methods, agents, and itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from pydantic import TypeAdapter
+
+from compression.methods import MAX_LEVELS, PRIMITIVES, SELECTOR_NAMES, Methods
+from compression.models.names import architectures
+from search import catalogue
+from search.device import DeviceSpec
+from search.metric import METRICS
+from service.api.deps import MAX_WAIT_S, ServicesDep, principal
+from service.api.schemas.catalogue import (
+    AgentOut,
+    AgentsOut,
+    DeviceOut,
+    MethodsOut,
+    MetricOut,
+    NamedOut,
+    SystemOut,
+)
+from service.api.schemas.page import PageOut
+from service.db.devices import StoredDevice
+from service.db.errors import NotFound
+from service.job_spec import closest
+
+router = APIRouter(tags=["catalogue"], dependencies=[Depends(principal)])
+
+_JSON: TypeAdapter[Any] = TypeAdapter(Any)
+
+NOTED = ("fastapi", "pydantic", "sqlalchemy", "torch", "onnxruntime", "ray", "optuna", "botorch")
+"""Distributions whose versions matter to results; read from metadata, none is imported."""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@router.get("/metrics")
+def list_metrics() -> PageOut[MetricOut]:
+    """List every quantity that objectives and constraints may name."""
+    return PageOut(
+        data=[
+            MetricOut(
+                name=metric.name,
+                unit=metric.unit,
+                direction=metric.direction,
+                timed=metric.timed,
+                exact_before_trial=metric.by_cost_table,
+                summary=metric.summary,
+            )
+            for metric in METRICS.values()
+        ]
+    )
+
+
+def device_out(spec: DeviceSpec, stored: StoredDevice | None) -> DeviceOut:
+    """Return a device as it is answered."""
+    return DeviceOut(
+        name=spec.name,
+        runtime=spec.runtime,
+        threads=spec.threads,
+        hardware=dict(spec.hardware),
+        fingerprint=stored.fingerprint if stored else None,
+        seen_at=stored.seen_at if stored else None,
+    )
+
+
+@router.get("/devices")
+def list_devices(parts: ServicesDep) -> PageOut[DeviceOut]:
+    """List every device that timed metrics may name."""
+    return PageOut(data=[device_out(*found) for found in parts.devices().values()])
+
+
+@router.get("/devices/{name:path}")
+def get_device(name: str, parts: ServicesDep) -> DeviceOut:
+    """Return a device; its name may contain a slash."""
+    known = parts.devices()
+    if name not in known:
+        raise NotFound("device", f"{name}; {closest(name, known)}")
+    return device_out(*known[name])
+
+
+@router.get("/methods")
+def list_methods() -> MethodsOut:
+    """List primitives and channel criteria, with the limits of `methods` and its defaults."""
+    default = Methods()
+    return MethodsOut(
+        primitives=[NamedOut(name=name, summary=text) for name, text in PRIMITIVES.items()],
+        selectors=[NamedOut(name=name, summary=text) for name, text in SELECTOR_NAMES.items()],
+        defaults={
+            "allow": list(default.allow),
+            "freeze": list(default.freeze),
+            "channel_multiple": default.channel_multiple,
+            "min_keep_ratio": default.min_keep_ratio,
+            "selectors": list(default.selectors),
+        },
+        limits={
+            "channel_multiple": {"min": 1, "max": 64},
+            "min_keep_ratio": {"above": 0.0, "max": 1.0},
+            "choices_per_site": {"max": MAX_LEVELS},
+        },
+    )
+
+
+@router.get("/agents")
+def list_agents() -> AgentsOut:
+    """List the strategies that propose plans."""
+    data = [AgentOut(**_JSON.dump_python(agent, mode="json")) for agent in catalogue.describe()]
+    return AgentsOut(data=data, auto=catalogue.DEFAULT)
+
+
+@router.get("/system")
+def get_system(parts: ServicesDep) -> SystemOut:
+    """Return versions, limits and what is switched on."""
+    settings = parts.settings
+    versions = {name: found for name in NOTED if (found := _version(name)) is not None}
+    return SystemOut(
+        name="ParetoPress",
+        version=_version("paretopress") or "0",
+        versions={"python": platform.python_version(), **versions},
+        limits={
+            "max_upload_bytes": settings.max_upload_bytes,
+            "max_body_bytes": settings.max_body_bytes,
+            "max_trials": settings.max_trials,
+            "max_wall_s": settings.max_wall_s,
+            "max_parallelism": settings.max_parallelism,
+            "max_constraints": settings.max_constraints,
+            "max_wait_s": MAX_WAIT_S,
+        },
+        features={
+            "user_code": settings.code_dir is not None,
+            "api_keys": settings.require_api_key,
+        },
+        architectures=list(architectures()),
+    )

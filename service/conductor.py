@@ -1,0 +1,179 @@
+"""Process: claims jobs by lease and drives each to its end; may be killed at any moment.
+
+Everything it knows is in the database, so the next conductor goes on where this one stopped. One
+thread scans registered models and datasets, the other runs one job at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from types import FrameType
+
+from compression.surveyed import Survey
+from search import catalogue
+from search.errors import IllegalTransition
+from service import scanner
+from service.db import fronts, jobs, lease, models
+from service.db.ledger import SqlLedger
+from service.db.session import Database
+from service.job_state import JobOutcome, JobState
+from service.logs import configure_logging
+from service.settings import Settings
+from workers.errors import LeaseLost
+from workers.job import JobSpec
+from workers.open_store import open_store
+from workers.phases import BaselineFailed, JobEnd, JobRun, run_job
+from workers.quiet import QuietNode
+from workers.ray_executor import RayExecutor
+
+logger = logging.getLogger(__name__)
+
+IDLE_S = 0.5
+"""Pause between two looks for work."""
+
+
+class Conductor:
+    """One conductor process: its name in leases, its database, its store.
+
+    Attributes:
+        owner: Unique name of this process's life.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.database = Database(settings.database_url)
+        self.store = open_store(settings.store_url)
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Work until asked to stop."""
+        self.database.migrate()
+        threading.Thread(target=self._scan_for_ever, name="scanner", daemon=True).start()
+        while not self.stopping.is_set():
+            with self.database.write() as session:
+                claim = lease.claim_job(session, self.owner, self.settings.lease_s)
+            if claim is None:
+                self.stopping.wait(IDLE_S)
+            else:
+                self.conduct(claim)
+
+    def _scan_for_ever(self) -> None:
+        while not self.stopping.is_set():
+            if not scanner.scan_one(self.database, self.store, self.settings, self.owner):
+                self.stopping.wait(IDLE_S)
+
+    def conduct(self, claim: lease.Claim) -> None:
+        """Run a claimed job to its end, or until the lease is lost."""
+        ledger = SqlLedger(
+            self.database,
+            claim.job_id,
+            self.owner,
+            claim.epoch,
+            lease_s=self.settings.lease_s,
+            size_of=self.store.size_bytes,
+        )
+        try:
+            try:
+                end = self._drive(claim, ledger)
+            except LeaseLost:
+                raise
+            except BaselineFailed as error:
+                self._fail(claim, ledger, str(error))
+            except Exception as error:  # The conductor's edge: the job fails, the process goes on.
+                logger.exception("job failed", extra={"job": claim.job_id})
+                self._fail(claim, ledger, f"{type(error).__name__}: {error}")
+            else:
+                self._end(claim, ledger, end)
+        except (LeaseLost, IllegalTransition) as error:
+            # Someone else moved the job on: another conductor, or its user while it was queued.
+            logger.warning("let go of the job: %s", error, extra={"job": claim.job_id})
+
+    def _drive(self, claim: lease.Claim, ledger: SqlLedger) -> JobEnd:
+        with ledger.fenced() as session:
+            job = jobs.get(session, claim.job_id)
+            spec = JobSpec.from_json(job.spec)
+            stored = models.survey(session, job.model_id)
+            if stored is None:
+                raise RuntimeError(f"Model {job.model_id} of job {claim.job_id} has no survey")
+            survey = Survey.from_json(stored)
+            if job.state is JobState.QUEUED:
+                jobs.transition(session, claim.job_id, JobState.RUNNING, "claimed")
+        ledger.abandon("its conductor died")
+        quiet = QuietNode(self.settings.data_dir / "quiet")
+        executor = RayExecutor(
+            spec,
+            self.settings.store_url,
+            slots=spec.parallelism,
+            quiet_folder=quiet.folder,
+            ray_address=self.settings.ray_address,
+        )
+
+        def finalizing() -> None:
+            with ledger.fenced() as session:
+                if jobs.get(session, claim.job_id).state is JobState.RUNNING:
+                    jobs.transition(
+                        session, claim.job_id, JobState.FINALIZING, "the search has ended"
+                    )
+
+        try:
+            return run_job(
+                JobRun(
+                    spec=spec,
+                    survey=survey,
+                    executor=executor,
+                    ledger=ledger,
+                    store=self.store,
+                    thinking=quiet.busy,
+                    finalizing=finalizing,
+                )
+            )
+        finally:
+            executor.close()
+
+    def _end(self, claim: lease.Claim, ledger: SqlLedger, end: JobEnd) -> None:
+        with ledger.fenced() as session:
+            if end.outcome == "cancelled":
+                jobs.finish(session, claim.job_id, JobState.CANCELLED, JobOutcome.CANCELLED)
+                return
+            if end.baseline is not None:
+                fronts.publish_trials(
+                    session,
+                    claim.job_id,
+                    outcome=JobOutcome(end.outcome),
+                    baseline=end.baseline,
+                    front=end.front,
+                    hypervolume=end.hypervolume,
+                    nearest=end.nearest,
+                    binding=end.binding,
+                )
+            jobs.finish(session, claim.job_id, JobState.SUCCEEDED, JobOutcome(end.outcome))
+
+    def _fail(self, claim: lease.Claim, ledger: SqlLedger, reason: str) -> None:
+        with ledger.fenced() as session:
+            jobs.finish(session, claim.job_id, JobState.FAILED, JobOutcome.FAILED, reason)
+
+
+def main() -> None:
+    """Run a conductor until SIGTERM or SIGINT."""
+    settings = Settings()
+    configure_logging(settings)
+    conductor = Conductor(settings)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        # Nothing needs saving: the next conductor goes on from the database.
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    logger.info("conductor started, agents: %s", ", ".join(catalogue.AGENTS))
+    conductor.run()
+
+
+if __name__ == "__main__":
+    main()
