@@ -1,0 +1,41 @@
+# make install | demo | test | check | bench
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Smaller CPU-only torch: make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+# Which tests: the quick ones by default; CI passes MARK="not benchmark".
+MARK ?= not slow and not ray and not browser and not postgres and not benchmark
+
+.PHONY: install demo test check format bench clean
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/paretopress demo
+
+test: install
+	$(BIN)/pytest -m "$(MARK)" $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/house_tests
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# make bench NAME=trial_cost
+bench: install
+	$(BIN)/python -m tests.benchmarks.$(NAME)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output paretopress-data

@@ -1,0 +1,113 @@
+"""Trained CIFAR ResNets over HTTP, three hard constraints at once, from POST to checkpoints.
+
+Target: the front is not empty, every member holds all bounds on re-measurement, and ResNet-56
+loses at most 1.5 points of held-out accuracy after at most 4 epochs of recovery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import paretopress
+from tests.benchmarks.record import record
+from tests.cifar import PREPROCESSING, dataset_npz, weights
+from tests.conftest import real_data_folder
+
+EPOCHS = 4
+LARGEST_DROP = {"cifar_resnet20": 0.03, "cifar_resnet56": 0.015}
+CONSTRAINTS = [
+    {"metric": "macs", "at_most": 0.5, "relative_to": "baseline"},
+    {
+        "metric": "latency_ms",
+        "statistic": "p50",
+        "device": "local/onnxruntime",
+        "at_most": 0.7,
+        "relative_to": "baseline",
+    },
+    {"metric": "runtime_bytes", "at_most": 0.25, "relative_to": "baseline"},
+]
+
+
+def job(model_id: str, dataset_id: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the job as it is POSTed."""
+    return {
+        "name": name,
+        "model_id": model_id,
+        "dataset_id": dataset_id,
+        "objectives": [{"metric": "top1", "direction": "maximize"}],
+        "constraints": CONSTRAINTS,
+        "methods": {
+            "allow": ["prune_channels", "quantize"],
+            "channel_multiple": options.channel_multiple,
+        },
+        "agent": {"name": options.agent, "options": {}},
+        "recovery": {"epochs": EPOCHS, "distill": True, "finalists": 2},
+        "budget": {"trials": options.trials},
+        "parallelism": 2,
+        "seed": options.seed,
+    }
+
+
+def run(client: paretopress.Client, folder: Path, name: str, options: argparse.Namespace) -> bool:
+    """Run one model's job and record its figures; whether the target held."""
+    start = time.perf_counter()
+    model = client.register_model(
+        name=name,
+        architecture=name,
+        weights=weights(folder, name),
+        format="safetensors",
+        preprocessing=PREPROCESSING,
+        input_shape=[3, 32, 32],
+        num_classes=10,
+    )
+    dataset = client.register_dataset(name="cifar10", format="npz", data=dataset_npz(folder))
+    submitted = client.submit(job(model.id, dataset.id, name, options))
+    submitted.wait(progress=True)
+    front = submitted.front().model_dump(mode="json")
+    baseline = front["baseline"]
+    drops = [
+        baseline["top1"]["value"] - member["readings"]["top1"]["value"]
+        for member in front["members"]
+    ]
+    passed = bool(drops) and max(drops) <= LARGEST_DROP[name]
+    record(
+        "real_model",
+        passed=passed,
+        seed=options.seed,
+        model=name,
+        wall_s=round(time.perf_counter() - start, 1),
+        trials=options.trials,
+        agent=options.agent,
+        epochs=EPOCHS,
+        outcome=front["outcome"],
+        drops=drops,
+        baseline=baseline,
+        members=[member["readings"] for member in front["members"]],
+        binding=front["binding_constraints"],
+    )
+    return passed
+
+
+def main() -> None:
+    """Run both models."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["cifar_resnet20", "cifar_resnet56"])
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--agent", default="auto")
+    parser.add_argument("--channel-multiple", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=None, help="server's data folder")
+    options = parser.parse_args()
+    folder = real_data_folder()
+    if folder is None:
+        raise SystemExit("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
+    with paretopress.local(data=options.data) as client:
+        results = [run(client, folder, name, options) for name in options.models]
+    raise SystemExit(0 if all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()

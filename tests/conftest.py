@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def real_data_folder() -> Path | None:
+    """Return the folder with CIFAR-10 and trained checkpoints, or None where there is none."""
+    folder = Path(os.environ.get("PARETOPRESS_TEST_DATA", ROOT.parent / "shared" / "data"))
+    return folder if (folder / "cifar10").is_dir() and (folder / "checkpoints").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with CIFAR-10 and trained CIFAR ResNets; skips where it is absent."""
+    folder = real_data_folder()
+    if folder is None:
+        pytest.skip("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
+    return folder
