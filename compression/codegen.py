@@ -24,7 +24,6 @@ from compression.codegen_layers import constructor, init_lines, tensor_expressio
 from compression.codegen_trace import FORWARD_ERRORS, trace_layers, trace_operators
 from compression.errors import CompressionError
 
-
 _LOAD_ERRORS: tuple[type[Exception], ...] = (
     SyntaxError,
     ImportError,

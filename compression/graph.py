@@ -12,7 +12,7 @@ Reference:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch_pruning
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch_pruning._helpers import _HybridIndex
 
 from compression.counting import count_calls
 from compression.coupling import Coupling, Indices, Side, Tap
@@ -39,6 +40,11 @@ _TRACER_FAILURES = (
     TypeError,
     ValueError,
 )
+
+_Pair = tuple[int, int]
+
+_MOST_INDICES = 1 << 17
+"""Most positions of one layer that a coupling may touch; VGG-16's first linear layer has 25,088."""
 
 CHANNEL_PADDING = "channel padding"
 """In `Coupling.passes`: some channels of zeros are put around these ones."""
@@ -102,17 +108,17 @@ def _coupling(
 ) -> tuple[Coupling, set[nn.Module]]:
     """Return the group of all output channels of `root`, and its producers."""
     channels = _width(root)
-    prune_out = graph.get_pruner_of_module(root).prune_out_channels
-    group = graph.get_pruning_group(root, prune_out, list(range(channels)))
-    found: dict[tuple[str, Side], list[tuple[Sequence[int], Sequence[int]]]] = {}
+    reached, lost = _reach(graph, root)
+    found: dict[tuple[str, Side], set[_Pair]] = {}
     passes: set[str] = set()
     producers: set[nn.Module] = set()
     is_output = False
-    obstacle: str | None = None
-    for item in group:
-        node = item.dep.target
-        consumes = graph.is_in_channel_pruning_fn(item.dep.handler) and not (
-            graph.is_out_channel_pruning_fn(item.dep.handler)
+    obstacle = (
+        "the tracer cannot follow its channels through the model's reshapes" if lost else None
+    )
+    for (node, prune), pairs in reached.items():
+        consumes = graph.is_in_channel_pruning_fn(prune) and not (
+            graph.is_out_channel_pruning_fn(prune)
         )
         is_output = is_output or (not node.outputs and not consumes)
         if node.type == _OPTYPE.PARAMETER:
@@ -126,23 +132,21 @@ def _coupling(
             if not consumes and isinstance(node.module, nn.Linear | _ConvNd):
                 producers.add(node.module)
             side: Side = "in" if consumes and not is_depthwise(node.module) else "out"
-            found.setdefault((name, side), []).append((item.idxs, item.root_idxs))
+            found.setdefault((name, side), set()).update(pairs)
     taps = []
-    for (layer, side), maps in found.items():
-        index = _index_table(channels, maps)
+    for (layer, side), pairs in found.items():
+        index = _index_table(channels, pairs)
         if index is None:
             obstacle = obstacle or f"its channels reach {layer!r} unevenly"
         else:
             taps.append(Tap(layer=layer, side=side, index=index))
     taps.sort(key=lambda tap: (position.get(tap.layer, len(position)), tap.side))
-    first = min(
-        (names[producer] for producer in producers if not is_depthwise(producer)),
-        key=lambda name: position.get(name, len(position)),
-    )
     if not is_output and obstacle is None and all(tap.side == "out" for tap in taps):
         obstacle = "no layer that could be thinned consumes its channels"
+    # A wider producer, of which this coupling is a part, gives it no name.
+    whole = {names[p] for p in producers if _width(p) == channels and not is_depthwise(p)}
     coupling = Coupling(
-        name=first,
+        name=next((tap.layer for tap in taps if tap.layer in whole), names[root]),
         channels=channels,
         taps=tuple(taps),
         passes=frozenset(passes),
@@ -150,6 +154,38 @@ def _coupling(
         obstacle=obstacle,
     )
     return coupling, producers
+
+
+def _reach(graph: Any, root: nn.Module) -> tuple[dict[tuple[Any, Any], set[_Pair]], bool]:
+    """Follow all output channels of `root` along the dependencies to every node.
+
+    This is Torch-Pruning's `get_pruning_group` with a limit: on some networks (Swin) its index
+    maps expand the indices at every reshape, without end.
+
+    Returns:
+        By node and pruning function, pairs of a channel of the root and the node's own position
+        that stands for it; and whether the limit was met.
+    """
+    first = (graph.module2node[root], graph.get_pruner_of_module(root).prune_out_channels)
+    start = [_HybridIndex(idx=i, root_idx=i) for i in range(_width(root))]
+    reached: dict[tuple[Any, Any], set[_Pair]] = {first: {(i, i) for i in range(_width(root))}}
+    waiting = [(*first, start)]
+    while waiting:
+        node, prune, indices = waiting.pop()
+        for dependency in node.dependencies:
+            if not dependency.is_triggered_by(prune):
+                continue
+            mapped = indices
+            for mapping in dependency.index_mapping:
+                mapped = mapped if mapping is None else mapping(mapped)
+            known = reached.setdefault((dependency.target, dependency.handler), set())
+            fresh = [i for i in mapped if (i.root_idx, i.idx) not in known]
+            known.update((i.root_idx, i.idx) for i in fresh)
+            if len(known) > _MOST_INDICES:
+                return reached, True
+            if fresh:
+                waiting.append((dependency.target, dependency.handler, fresh))
+    return {key: pairs for key, pairs in reached.items() if pairs}, False
 
 
 def _shared_tensors(model: nn.Module) -> dict[str, str]:
@@ -191,11 +227,8 @@ def _unsupported(module: nn.Module, name: str) -> str | None:
     return f"{type(module).__name__} {name!r} cannot be thinned"
 
 
-def _index_table(
-    channels: int, maps: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> Indices | None:
+def _index_table(channels: int, pairs: set[_Pair]) -> Indices | None:
     """Return the `channels x m` table of a layer side; None where rows differ in length."""
-    pairs = {(root, own) for owns, roots in maps for own, root in zip(owns, roots, strict=True)}
     rows = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
     counts = np.bincount(rows[:, 0], minlength=channels)
     if len(set(counts)) != 1 or len(set(rows[:, 1])) != len(rows):

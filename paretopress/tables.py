@@ -87,8 +87,8 @@ def _members_tables(title: str, front: Front, members: Sequence[FrontMember]) ->
 def front_table(front: Front, job: JobInfo | None = None) -> RenderableType:
     """Return a front with the baseline beside the results.
 
-    Below a value stand its 95 % interval and its ratio to the baseline, measured beside it. Where nothing met all
-    bounds, the nearest points and the bounds that stood in the way are shown instead.
+    Below a value stand its 95 % interval and its ratio to the baseline, measured beside it. Where
+    nothing met all bounds, the nearest points and the bounds that stood in the way are shown.
 
     Args:
         front: What to show.
@@ -118,9 +118,11 @@ def _binding_text(binding: object) -> str:
     if not isinstance(binding, dict):
         return str(binding)
     constraint = binding.get("constraint")
-    text = wording.constraint_text(constraint) if isinstance(constraint, dict) else ""
+    text = str(constraint or "")
+    if isinstance(constraint, dict):
+        text = wording.constraint_text(constraint)
     rest = ", ".join(
-        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        f"{key.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
         for key, value in binding.items()
         if key != "constraint" and not isinstance(value, dict | list) and value is not None
     )

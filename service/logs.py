@@ -25,7 +25,9 @@ def new_request_id(given: str | None) -> str:
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
-    extras = {key: value for key, value in vars(record).items() if key not in _PLAIN}
+    extras = {
+        key: value for key, value in vars(record).items() if key not in _PLAIN and key[0] != "_"
+    }
     if (current := request_id.get()) is not None:
         extras["request_id"] = current
     return extras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -24,6 +25,16 @@ STOP_GRACE_S = 8.0
 RESTART_PAUSE_S = 1.0
 
 
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, even by kill -9 (Linux)."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Child:
     """A process that is kept alive."""
 
@@ -35,7 +46,9 @@ class Child:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # Its own session, so that stopping it stops what it started, too.
-        return subprocess.Popen(self._command, env=self._env, start_new_session=True)
+        return subprocess.Popen(
+            self._command, env=self._env, start_new_session=True, preexec_fn=_die_with_parent
+        )
 
     def keep_alive(self) -> None:
         """Start the process again if it ended."""

@@ -123,6 +123,22 @@ class ConcatNet(nn.Module):
         return logits
 
 
+class PartNet(nn.Module):
+    """A wide tensor plus the concatenation of two narrow ones; the wide one is made first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 12, 3, padding=1)
+        self.left = nn.Conv2d(3, 5, 1)
+        self.right = nn.Conv2d(3, 7, 1)
+        self.classifier = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.wide(x) + torch.cat([self.left(x), self.right(x)], 1)
+        logits: Tensor = self.classifier(functional.relu(out).mean((2, 3)))
+        return logits
+
+
 class NormNet(nn.Module):
     """`conv1` is mixed by a LayerNorm over channels, `conv2` by a functional one, `conv3` free."""
 
@@ -208,5 +224,6 @@ PRUNABLE: Mapping[str, Callable[[], nn.Module]] = {
     "flatten": FlattenVgg,
     "mobilenet": MobileNet,
     "concat": ConcatNet,
+    "part": PartNet,
 }
 """Networks with sites that can be pruned, by structure."""

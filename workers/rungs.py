@@ -201,7 +201,15 @@ def recover(
             teacher=context.dense if context.spec.recovery.distill else None,
             generator=torch.Generator().manual_seed(trial.seed),
             backend=context.backend,
-            progress=lambda data: report({"step": "recover", **data}),
+            progress=lambda data: report(
+                {
+                    "step": "recover",
+                    "done": data["step"],
+                    "of": data["of"],
+                    "loss": data["loss"],
+                    "epoch": data["epoch"],
+                }
+            ),
             breathe=lambda: _breathe(context),
         )
         recalibrate(model, context.batches(context.calibration_images), context.backend)

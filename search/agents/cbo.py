@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compression.space import Point
 from search.agent import Request, Snapshot
@@ -73,8 +74,8 @@ class Options:
         rate: k of the exponential schedule, per step, positive.
         cooling_share: Share of the trials after the design that is spent before the last step,
             in [0, 1).
-        startup_trials: Trials of the design, at least 2; None takes 2 per knob, at least 8, at most a third
-            of the budget.
+        startup_trials: Trials of the design, at least 2; None takes 2 per knob, at least 8, at
+            most a third of the budget.
         candidates: Random candidates per request, 16 to 20000.
         fit_iterations: Steps of the optimiser that fits the surrogates, at least 1; None takes
             fewer the more has been observed.
@@ -123,7 +124,7 @@ class Observations:
     points: Points
     losses: Floats
     violations: Floats
-    possible: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    possible: NDArray[np.bool_]
 
 
 class Cbo:

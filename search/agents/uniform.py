@@ -99,7 +99,7 @@ class Uniform:
         new = self._history.is_new
         for ladder in self._ladders:
             count = min(self._options.levels, len(ladder))
-            for index in np.linspace(0, len(ladder) - 1, count).astype(int).tolist():
+            for index in {i * (len(ladder) - 1) // max(1, count - 1): None for i in range(count)}:
                 if new(ladder[index]):
                     return ladder[index]
         verdicts = {told.point: self._feasible(told.trial) for told in self._history.told}

@@ -69,7 +69,7 @@ function heading(job, onCancel) {
 
 function bindingNotice(front) {
   const items = front.binding_constraints.map((b) => {
-    const bound = b.constraint && typeof b.constraint === "object" ? constraint(b.constraint) : "";
+    const bound = b.constraint && typeof b.constraint === "object" ? constraint(b.constraint) : b.constraint;
     const rest = Object.entries(b).filter(([key, value]) => key !== "constraint" && value !== null)
       .map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "object" ? JSON.stringify(value) : value}`);
     return element("li", {}, [bound, ...rest].filter(Boolean).join("; "));

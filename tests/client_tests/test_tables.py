@@ -64,6 +64,12 @@ def test_an_infeasible_job_shows_the_nearest_and_what_stood_in_the_way() -> None
     assert "In the way: runtime size <= 300 kB: relax to 310000" in text
 
 
+def test_a_bound_in_the_way_may_be_named_by_its_key() -> None:
+    binding = {"constraint": "macs", "limit": 5e6, "reachable": 6.5e6, "relative_price": 0.3}
+    text = shown(front_table(examples.front(binding_constraints=[binding])))
+    assert "In the way: macs: limit 5e+06, reachable 6.5e+06, relative price 0.3" in text
+
+
 def test_a_job_without_a_front_says_so() -> None:
     assert "no front yet" in shown(front_table(examples.front(members=[], baseline={})))
 

@@ -22,6 +22,7 @@ from tests.builders import (
     MeanPooledResNet,
     MobileNet,
     NormNet,
+    PartNet,
     SharedNet,
     seeded,
     surveyed_resnet,
@@ -125,6 +126,38 @@ def test_a_residual_join_is_one_site_with_all_its_layers() -> None:
         "blocks.0.norm3",
         "blocks.1.expand",
     )
+
+
+def test_a_wide_layer_met_by_narrow_ones_is_split_among_their_sites() -> None:
+    result = survey(seeded(PartNet), SHAPE)
+    assert [(s.name, s.channels, s.members) for s in result.prunable()] == [
+        ("left", 5, ("wide", "left", "classifier")),
+        ("right", 7, ("wide", "right", "classifier")),
+    ]
+
+
+def test_a_network_that_the_tracer_expands_without_end_is_frozen_in_time() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 2, stride=2)
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+            self.classifier = nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.embed(x).permute(0, 2, 3, 1)
+            for block in self.blocks:
+                windows = out.view(-1, 4, 2, 4, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 8)
+                mixed = block(windows).view(-1, 4, 4, 2, 2, 8).permute(0, 1, 3, 2, 4, 5)
+                out = out + mixed.reshape(-1, 8, 8, 8)
+            logits: torch.Tensor = self.classifier(out.mean((1, 2)))
+            return logits
+
+    started = time.process_time()
+    result = survey(seeded(Windows), SHAPE)
+    assert time.process_time() - started < 15.0
+    assert result.prunable() == ()
+    assert result.summary["frozen"]
 
 
 def test_channels_that_are_normalised_together_are_frozen_with_the_reason() -> None:

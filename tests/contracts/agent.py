@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 
 from compression.plan import Plan, PruneChannels
 from compression.space import Knob, PlanSpace, Point
-from search.agent import Agent, Evaluate, Request, Snapshot
+from search.agent import Agent, Request, Snapshot
 from search.catalogue import create
 from search.history import plan_count
 from search.measurement import Measured, Measurement, outcome_from_json, outcome_to_json
@@ -93,7 +94,7 @@ class AgentContract:
     """Laws of every agent; subclasses name it and give options that make it quick."""
 
     name: str
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def problem(self, *, seed: int = 3, net: Net = NET, **changes: Any) -> Problem:
         return net.problem(changes.pop("constraints", BOUNDS), seed=seed, budget=BUDGET, **changes)

@@ -30,7 +30,7 @@ def register(client: Client) -> tuple[str, str]:
         input_shape=[1, 8, 8],
         num_classes=10,
     )
-    dataset = client.register_dataset(name="digits", format="builtin", builtin="digits")
+    dataset = client.register_dataset(name="digits", format="builtin", source="digits")
     return registered.id, dataset.id
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
@@ -12,11 +14,14 @@ from tests.synthetic import Net, latency_at_most, macs_at_most, top1_at_least
 
 class TestCbo(AgentContract):
     name = "cbo"
-    options = {"startup_trials": 6, "candidates": 32, "fit_iterations": 4}
+    options = MappingProxyType({"startup_trials": 9, "candidates": 32, "fit_iterations": 4})
 
 
 def test_learns() -> None:
-    assert mean_best("cbo", range(2), {"candidates": 100, "fit_iterations": 12}) > mean_best("random", range(5)) + 0.05
+    assert (
+        mean_best("cbo", range(2), {"candidates": 100, "fit_iterations": 12})
+        > mean_best("random", range(5)) + 0.05
+    )
 
 
 def test_bounds_cool_from_the_dense_value_to_the_target() -> None:

@@ -33,8 +33,7 @@ def test_ends_at_the_target_and_never_loosens(
     schedule: Schedule, start: float, target: float, steps: int, rate: float
 ) -> None:
     bounds = [
-        cooled(schedule, start, target, step=t, steps=steps, rate=rate)
-        for t in range(1, steps + 3)
+        cooled(schedule, start, target, step=t, steps=steps, rate=rate) for t in range(1, steps + 3)
     ]
     assert bounds[steps - 1] == bounds[steps] == bounds[-1] == target
     distances = [abs(bound - target) for bound in bounds]

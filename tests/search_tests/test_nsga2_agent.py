@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 
 from search.agents.nsga2 import Nsga2, Options
@@ -11,7 +13,7 @@ from tests.synthetic import LATENCY, TOP1, Loop, Net
 
 class TestNsga2(AgentContract):
     name = "nsga2"
-    options = {"population_size": 6}
+    options = MappingProxyType({"population_size": 6})
 
 
 def test_children_are_made_of_their_parents() -> None:

@@ -43,5 +43,5 @@ def test_sizes_differ_without_bounds() -> None:
 
 
 def test_refuses_an_option_out_of_range() -> None:
-    with pytest.raises(ProblemInvalid, match="fill is 1.5"):
+    with pytest.raises(ProblemInvalid, match=r"fill is 1\.5"):
         Options(fill=1.5)

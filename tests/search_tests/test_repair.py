@@ -122,9 +122,9 @@ def test_filling_grows_until_no_step_of_the_factor_fits() -> None:
     assert repair.keeps_bounds(filled).all()
     before, after = (repair.arithmetic.costs(p).macs for p in (repair.shrink(points), filled))
     assert (after >= before).all()
-    assert np.median(after) > 0.47 * repair.arithmetic.costs(
-        as_points([repair.space.dense()], 9)
-    ).macs
+    assert (
+        np.median(after) > 0.47 * repair.arithmetic.costs(as_points([repair.space.dense()], 9)).macs
+    )
 
 
 def test_a_lower_bound_is_met_by_growing() -> None:

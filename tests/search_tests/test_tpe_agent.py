@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from tests.synthetic import Loop, Net, macs_at_most
 
 class TestTpe(AgentContract):
     name = "tpe"
-    options = {"startup_trials": 6}
+    options = MappingProxyType({"startup_trials": 6})
 
 
 def test_learns() -> None:

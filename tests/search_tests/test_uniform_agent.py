@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from search.agents.uniform import Options, Uniform
 from search.measurement import Measured
 from tests.contracts.agent import AgentContract
@@ -8,7 +10,7 @@ from tests.synthetic import Loop, Net, latency_at_most
 
 class TestUniform(AgentContract):
     name = "uniform"
-    options = {"levels": 4}
+    options = MappingProxyType({"levels": 4})
 
 
 def test_bisects_to_the_widest_feasible_ratio() -> None:
@@ -22,9 +24,7 @@ def test_bisects_to_the_widest_feasible_ratio() -> None:
         if isinstance(t.outcome, Measured) and problem.feasible(t.outcome.measurement)
     }
     (ladder,) = agent._ladders
-    widest = next(
-        p for p in ladder if problem.feasible(net.measurement(problem.space.decode(p)))
-    )
+    widest = next(p for p in ladder if problem.feasible(net.measurement(problem.space.decode(p))))
     assert widest in feasible
 
 
