@@ -43,6 +43,9 @@ def open_session(onnx: bytes, *, threads: int = 1, optimize: bool = True) -> Any
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # A spinning pool takes cores from whoever runs next to it, also from a rival being timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3
     if not optimize:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -33,7 +33,8 @@ def images(folder: Path, name: str) -> NDArray[np.uint8]:
 def labels(folder: Path, split: str) -> NDArray[np.int64]:
     """Return the labels of `train` or `test`."""
     with np.load(folder / "cifar10" / "labels.npz") as file:
-        return file[split].astype(np.int64)
+        found: NDArray[np.int64] = file[split].astype(np.int64)
+    return found
 
 
 def dataset_npz(folder: Path, train_files: int = 5) -> bytes:

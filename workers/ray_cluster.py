@@ -58,6 +58,8 @@ class RayCluster:
             return
         self.stop()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # By default Ray runs workers at a low priority: what is timed there would yield to all.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if self.address is None:
             options |= {

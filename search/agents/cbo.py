@@ -239,7 +239,10 @@ class Cbo:
         seen = self._observations()
         if int(seen.possible.sum()) < 3:
             return new_point(self._repair, history, rng, slack=exact)
-        return self._best_candidate(seen, slack, rng)
+        from search.surrogate.gp import one_thread
+
+        with one_thread():
+            return self._best_candidate(seen, slack, rng)
 
     def _best_candidate(
         self, seen: Observations, slack: Floats, rng: np.random.Generator

@@ -4,15 +4,18 @@ BoTorch's `SingleTaskGP` with an ARD Matérn-5/2 kernel, Gaussian noise and dime
 (C. Hvarfner et al.: Vanilla Bayesian Optimization Performs Great in High Dimensions, ICML 2024);
 outputs are standardised here, hyper-parameters maximise the posterior by L-BFGS-B.
 
-Nothing global is touched: no seed, no default dtype, no number of threads. On one machine with one
-number of threads a fit is a function of its data.
+Seeds and the default dtype are not touched. The number of torch's threads is one within
+`one_thread` and as before after it: the matrices are small, other processes may be timing, and
+sums in a fixed order make a fit a function of its data alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,17 @@ CHUNK = 256
 
 FLAT = 1e-9
 """Standard deviation below which an output counts as constant and is not scaled."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread, and on as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclasses.dataclass(frozen=True)

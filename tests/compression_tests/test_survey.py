@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torchvision.models import swin_t
 
 from compression.counting import count_macs, count_params, matrix_macs
 from compression.models.cifar_resnet import cifar_resnet
@@ -136,28 +137,25 @@ def test_a_wide_layer_met_by_narrow_ones_is_split_among_their_sites() -> None:
     ]
 
 
-def test_a_network_that_the_tracer_expands_without_end_is_frozen_in_time() -> None:
-    class Windows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Conv2d(3, 8, 2, stride=2)
-            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
-            self.classifier = nn.Linear(8, 10)
+LOST = "the tracer cannot follow its channels through the model's reshapes"
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out = self.embed(x).permute(0, 2, 3, 1)
-            for block in self.blocks:
-                windows = out.view(-1, 4, 2, 4, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 8)
-                mixed = block(windows).view(-1, 4, 4, 2, 2, 8).permute(0, 1, 3, 2, 4, 5)
-                out = out + mixed.reshape(-1, 8, 8, 8)
-            logits: torch.Tensor = self.classifier(out.mean((1, 2)))
-            return logits
 
-    started = time.process_time()
-    result = survey(seeded(Windows), SHAPE)
-    assert time.process_time() - started < 15.0
-    assert result.prunable() == ()
-    assert result.summary["frozen"]
+def test_a_coupling_that_spreads_over_too_many_positions_is_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its second convolution reaches 320 positions of the flattened layer.
+    monkeypatch.setattr("compression.graph._MOST_INDICES", 319)
+    assert frozen(survey(seeded(FlattenVgg), SHAPE)) == {"features.4": LOST}
+    monkeypatch.setattr("compression.graph._MOST_INDICES", 320)
+    assert frozen(survey(seeded(FlattenVgg), SHAPE)) == {}
+
+
+@pytest.mark.slow
+def test_swin_whose_reshapes_expand_without_end_is_surveyed() -> None:
+    result = survey(swin_t(weights=None), (3, 64, 64))
+    assert LOST in frozen(result).values()
+    # The hidden layers of its twelve perceptrons are free.
+    assert len(result.prunable()) == 12
 
 
 def test_channels_that_are_normalised_together_are_frozen_with_the_reason() -> None:

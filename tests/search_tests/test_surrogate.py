@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from search.arithmetic import Floats
 from search.sampling import draw
 from search.surrogate.acquisition import log_h, log_merit
 from search.surrogate.features import Features, bilog, chebyshev
-from search.surrogate.gp import Surrogate, fit
+from search.surrogate.gp import Surrogate, fit, one_thread
 from tests.synthetic import Net
 
 
@@ -60,6 +62,19 @@ def test_posterior_is_the_closed_form(outputs: int) -> None:
         expected = by_hand(surrogate, output, x, y, new)
         np.testing.assert_allclose(mean[:, output], expected[0], rtol=1e-6)
         np.testing.assert_allclose(deviation[:, output], expected[1], rtol=1e-4)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def test_one_thread_is_given_back() -> None:
+    torch.set_num_threads(2)
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_learns_a_smooth_function() -> None:

@@ -17,7 +17,6 @@ from tests.onnx_files import conv_net
 from workers.errors import DeviceUnknown
 from workers.meters import latency
 from workers.meters.latency import LatencyResult, time_baseline, time_onnx
-from workers.meters.onnxruntime_cpu import logits_of
 from workers.meters.stopwatch import Comparison
 
 DEVICE = LOCAL_DEVICES[0]
@@ -106,14 +105,3 @@ def test_unknown_runtimes_and_too_many_threads_are_refused() -> None:
         device = dataclasses.replace(DEVICE, **changes)
         with pytest.raises(DeviceUnknown, match=r"abacus|10000"):
             time_onnx(conv_net(), conv_net(), device, seed=0)
-
-
-def test_outputs_of_batches_are_joined() -> None:
-    data = np.random.default_rng(0).standard_normal((10, 3, 8, 8), dtype=np.float32)
-    whole = logits_of(conv_net(), [data])
-    parts = logits_of(conv_net(), (data[i : i + 4] for i in range(0, 10, 4)))
-    assert whole.shape == (10, 3)
-    assert whole.dtype == np.float32
-    assert np.allclose(whole, parts, atol=1e-6)
-    with pytest.raises(ValueError, match="0 batches"):
-        logits_of(conv_net(), [])

@@ -1,14 +1,14 @@
-"""ONNX Runtime on the CPU: to be timed, and to score a deployed file."""
+"""ONNX Runtime on the CPU, to be timed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from compression.onnx_session import open_session
 from workers.meters import LoadedModel
 from workers.meters.cores import choose
 
@@ -41,8 +41,12 @@ class OnnxRuntimeCpu:
 
     def load(self, onnx: bytes) -> LoadedModel:
         """See `Runtime`."""
-        session = _session(onnx, self._threads)
-        entry = session.get_inputs()[0]
+        session = open_session(onnx, threads=self._threads)
+        inputs = session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+            found = [(entry.name, entry.type) for entry in inputs]
+            raise ValueError(f"The ONNX file has inputs {found}; one float32 input is required")
+        entry = inputs[0]
         # Batch 1; any other dimension is fixed by the export.
         shape = [size if isinstance(size, int) else 1 for size in entry.shape]
         rng = np.random.default_rng(self._seed)
@@ -52,52 +56,10 @@ class OnnxRuntimeCpu:
 class _Session:
     """One session with its input."""
 
-    def __init__(
-        self, session: onnxruntime.InferenceSession, name: str, data: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, session: Any, name: str, data: NDArray[np.float32]) -> None:
         self._session = session
         self._feed = {name: data}
 
     def run(self) -> None:
         """See `LoadedModel`."""
         self._session.run(None, self._feed)
-
-
-def logits_of(onnx: bytes, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the first output of a file for all inputs, one thread.
-
-    Args:
-        onnx: The file.
-        batches: `n x C x H x W` float32 each; at least one.
-
-    Returns:
-        `sum of n x classes`, float32.
-
-    Raises:
-        ValueError: There are no batches, or the model has not exactly one float32 input.
-    """
-    session = _session(onnx, 1)
-    name = session.get_inputs()[0].name
-    outputs = [session.run(None, {name: np.ascontiguousarray(batch)})[0] for batch in batches]
-    if not outputs:
-        raise ValueError("0 batches; at least 1 is required")
-    return np.concatenate(outputs)
-
-
-def _session(onnx: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Load a file."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Errors only: the optimiser warns about initialisers that it folded away.
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
-        found = [(i.name, i.type) for i in inputs]
-        raise ValueError(f"The ONNX file has inputs {found}; one float32 input is required")
-    return session
