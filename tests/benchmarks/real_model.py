@@ -7,9 +7,11 @@ loses at most 1.5 points of held-out accuracy after at most 4 epochs of recovery
 from __future__ import annotations
 
 import argparse
-import time
+import datetime
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 import paretopress
 from tests.benchmarks.record import record
@@ -51,9 +53,10 @@ def job(model_id: str, dataset_id: str, name: str, options: argparse.Namespace) 
     }
 
 
-def run(client: paretopress.Client, folder: Path, name: str, options: argparse.Namespace) -> bool:
-    """Run one model's job and record its figures; whether the target held."""
-    start = time.perf_counter()
+def submit(
+    client: paretopress.Client, folder: Path, name: str, options: argparse.Namespace
+) -> paretopress.Job:
+    """Register model and data and submit the job."""
     model = client.register_model(
         name=name,
         architecture=name,
@@ -64,9 +67,14 @@ def run(client: paretopress.Client, folder: Path, name: str, options: argparse.N
         num_classes=10,
     )
     dataset = client.register_dataset(name="cifar10", format="npz", data=dataset_npz(folder))
-    submitted = client.submit(job(model.id, dataset.id, name, options))
-    submitted.wait(progress=True)
-    front = submitted.front().model_dump(mode="json")
+    return client.submit(job(model.id, dataset.id, name, options))
+
+
+def report(client: paretopress.Client, done: paretopress.Job, options: argparse.Namespace) -> bool:
+    """Record the figures of an ended job; whether its target held."""
+    info = client.get(f"/jobs/{done.id}")
+    front = client.get(f"/jobs/{done.id}/front")
+    name = info["name"]
     baseline = front["baseline"]
     drops = [
         baseline["top1"]["value"] - member["readings"]["top1"]["value"]
@@ -78,17 +86,30 @@ def run(client: paretopress.Client, folder: Path, name: str, options: argparse.N
         passed=passed,
         seed=options.seed,
         model=name,
-        wall_s=round(time.perf_counter() - start, 1),
+        wall_s=round(_seconds(info["ended_at"]) - _seconds(info["started_at"]), 1),
         trials=options.trials,
         agent=options.agent,
         epochs=EPOCHS,
         outcome=front["outcome"],
         drops=drops,
+        largest_drop=LARGEST_DROP[name],
         baseline=baseline,
         members=[member["readings"] for member in front["members"]],
+        steps=[_steps(client, member) for member in front["members"]],
         binding=front["binding_constraints"],
     )
     return passed
+
+
+def _steps(client: paretopress.Client, member: dict[str, Any]) -> Any:
+    """Return what each step of a member cost, from its report."""
+    with httpx.Client(base_url=client.url) as http:
+        path = f"/api/v1/artifacts/{member['artifacts']['report']}/content"
+        return http.get(path, follow_redirects=True).json()["steps"]
+
+
+def _seconds(moment: str) -> float:
+    return datetime.datetime.fromisoformat(moment).timestamp()
 
 
 def main() -> None:
@@ -100,12 +121,19 @@ def main() -> None:
     parser.add_argument("--channel-multiple", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=None, help="server's data folder")
+    parser.add_argument("--job", default=None, help="go on with, or report, this job in --data")
     options = parser.parse_args()
     folder = real_data_folder()
     if folder is None:
         raise SystemExit("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
     with paretopress.local(data=options.data) as client:
-        results = [run(client, folder, name, options) for name in options.models]
+        results = []
+        for name in options.models:
+            submitted = (
+                client.job(options.job) if options.job else submit(client, folder, name, options)
+            )
+            submitted.wait(progress=True)
+            results.append(report(client, submitted, options))
     raise SystemExit(0 if all(results) else 1)
 
 

@@ -54,13 +54,13 @@ def story(client: Client, job_id: str) -> list[tuple[Any, ...]]:
     """Return what must not depend on who was killed: plans, states and untimed readings."""
     rows = []
     for trial in client.job(job_id).trials():
-        data = trial.model_dump(mode="json")
         values = {
-            name: reading["value"]
-            for name, reading in data["readings"].items()
-            if name in ("top1", "top5", "macs", "params")
+            name: reading.value
+            for name in ("top1", "top5", "agreement", "macs", "params")
+            if (reading := trial.readings.get(name)) is not None
         }
-        rows.append((data["number"], data["fidelity"], data["plan"], data["state"], values))
+        assert values.keys() >= {"top1", "macs"}
+        rows.append((trial.number, trial.fidelity, trial.plan_digest, trial.state, values))
     return sorted(rows, key=lambda row: row[0])
 
 
