@@ -20,7 +20,7 @@ from search.trial import Fidelity, Trial
 from workers.card import CardFacts, model_card
 from workers.context import JobContext
 from workers.meters.accuracy import accuracy, accuracy_drop
-from workers.readings import arithmetic, flat, sizes, timings
+from workers.readings import arithmetic, deployed_readings
 from workers.recovered import Recovered, load_recovered
 from workers.rungs import PARITY_TOLERANCE
 from workers.steps import Steps
@@ -112,8 +112,7 @@ def _measured(
         logits = dense if deployed == context.dense_onnx else context.score_file(deployed, images)
     readings = accuracy(logits, labels, dense, "test")
     readings += arithmetic(plan, context)
-    readings += sizes(deployed, container, context, steps, every=True)
-    timed = timings(
+    readings += deployed_readings(
         deployed,
         trial,
         context,
@@ -121,8 +120,10 @@ def _measured(
         devices=context.spec.devices,
         width=WIDTH,
         max_seconds=TIMING_S,
+        container=container,
+        every=True,
     )
-    return [*readings, *flat(timed)], logits
+    return readings, logits
 
 
 def _check_parity(model: nn.Module, recovered: Recovered, context: JobContext) -> float:

@@ -89,6 +89,23 @@ def timings(
     return results
 
 
-def flat(results: Sequence[LatencyResult]) -> list[Reading]:
-    """Return the readings of several timings."""
-    return [reading for result in results for reading in result.readings]
+def deployed_readings(
+    deployed: bytes,
+    trial: Trial,
+    context: JobContext,
+    steps: Steps,
+    *,
+    devices: Sequence[DeviceSpec],
+    width: float,
+    max_seconds: float,
+    container: bytes | None = None,
+    every: bool = False,
+) -> list[Reading]:
+    """Return sizes and times of a deployed file; see `sizes` and `timings`."""
+    timed = timings(
+        deployed, trial, context, steps, devices=devices, width=width, max_seconds=max_seconds
+    )
+    return [
+        *sizes(deployed, container, context, steps, every=every),
+        *(reading for result in timed for reading in result.readings),
+    ]

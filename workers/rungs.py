@@ -23,7 +23,7 @@ from search.trial import Fidelity, Trial
 from workers.context import JobContext
 from workers.deploy import deploy, needs_file, quantized
 from workers.meters.accuracy import accuracy
-from workers.readings import arithmetic, flat, sizes, timings
+from workers.readings import arithmetic, deployed_readings
 from workers.recovered import Recovered, store_recovered
 from workers.steps import Steps
 
@@ -61,17 +61,14 @@ def proxy(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Ou
     readings = accuracy(logits, labels, context.dense_logits(trial.fidelity), "search")
     readings += arithmetic(trial.plan, context)
     if deployed is not None:
-        readings += sizes(deployed, None, context, steps, every=False)
-        readings += flat(
-            timings(
-                deployed,
-                trial,
-                context,
-                steps,
-                devices=context.timed_devices(),
-                width=PROXY_WIDTH,
-                max_seconds=PROXY_TIMING_S,
-            )
+        readings += deployed_readings(
+            deployed,
+            trial,
+            context,
+            steps,
+            devices=context.timed_devices(),
+            width=PROXY_WIDTH,
+            max_seconds=PROXY_TIMING_S,
         )
     return Measured(Measurement(tuple(readings)))
 
@@ -119,17 +116,14 @@ def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Out
         note("quantize", logits)
     readings = accuracy(logits, labels, context.dense_logits(Fidelity.FULL), "search")
     readings += arithmetic(plan, context)
-    readings += sizes(deployed, None, context, steps, every=False)
-    readings += flat(
-        timings(
-            deployed,
-            trial,
-            context,
-            steps,
-            devices=context.timed_devices(),
-            width=FULL_WIDTH,
-            max_seconds=FULL_TIMING_S,
-        )
+    readings += deployed_readings(
+        deployed,
+        trial,
+        context,
+        steps,
+        devices=context.timed_devices(),
+        width=FULL_WIDTH,
+        max_seconds=FULL_TIMING_S,
     )
     with steps.step("store"):
         steps.artifacts["recovered"] = store_recovered(

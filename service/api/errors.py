@@ -81,6 +81,13 @@ KINDS: Mapping[type[Exception], Kind] = {
         retryable=True,
         retry_after_s=5,
     ),
+    db_errors.DatabaseUnreachable: Kind(
+        slug="database-unreachable",
+        status=503,
+        title="The database does not answer",
+        retryable=True,
+        retry_after_s=5,
+    ),
     db_errors.NotFound: Kind(slug="not-found", status=404, title="There is no such resource"),
     db_errors.CursorInvalid: Kind(
         slug="cursor-invalid", status=422, title="The page cursor is not valid"

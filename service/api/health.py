@@ -18,6 +18,6 @@ def healthz() -> HealthOut:
 
 @router.get("/readyz")
 def readyz(parts: ServicesDep) -> HealthOut:
-    """Say that the database answers; a server that cannot read it answers 500."""
+    """Say that the database answers; a server that cannot reach it answers 503."""
     parts.database.ping()
     return HealthOut(status="ok", checks={"database": "ok"})

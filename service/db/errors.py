@@ -11,6 +11,10 @@ class DatabaseUrlInvalid(DatabaseError, ValueError):
     """The database URL cannot be used."""
 
 
+class DatabaseUnreachable(DatabaseError):
+    """The database does not answer."""
+
+
 class NotFound(DatabaseError, LookupError):
     """Nothing is stored under this name."""
 

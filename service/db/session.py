@@ -21,11 +21,11 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from service.db.errors import DatabaseUrlInvalid
+from service.db.errors import DatabaseUnreachable, DatabaseUrlInvalid
 from service.db.schema import upgrade_to_head
 
 BUSY_TIMEOUT_S = 30.0
@@ -89,9 +89,16 @@ class Database:
             engine.dispose()
 
     def ping(self) -> None:
-        """Ask the database for a sign of life; raises SQLAlchemy's error when there is none."""
-        with self.read() as session:
-            session.execute(sqlalchemy.text("SELECT 1"))
+        """Ask the database for a sign of life.
+
+        Raises:
+            DatabaseUnreachable: There is none.
+        """
+        try:
+            with self.read() as session:
+                session.execute(sqlalchemy.text("SELECT 1"))
+        except SQLAlchemyError as error:
+            raise DatabaseUnreachable(f"The database does not answer: {error}") from error
 
     def close(self) -> None:
         """Close all idle connections."""
