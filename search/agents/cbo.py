@@ -19,7 +19,7 @@ Deviations:
       without an advancing base a trial above the target teaches but cannot win.
     * Channels are removed, not single weights.
     * Bounds on macs, flops and params are exact arithmetic: candidates are shrunk to them and
-      they are not modelled. The surrogates see the exact costs of a plan as inputs.
+      they are not modelled. The surrogates of the other bounds see the exact costs of a plan.
     * Violations enter as bilog: resolved near the bound, tamed far from it.
     * The paper's `expected-improvement-plus` is replaced by log constrained expected improvement
       over a discrete candidate set: random points, neighbours of the best, and a short hill climb.
@@ -149,7 +149,7 @@ class Cbo:
             self._startup_trials(),
             self._slack(0)[self._by_arithmetic] / 2,
         )
-        self._fitted: tuple[object, Surrogate] | None = None
+        self._fitted: tuple[object, Surrogate, Surrogate | None] | None = None
 
     def ask(self, n: int) -> Sequence[Request]:
         """Return up to `n` new requests; fewer when the space is exhausted."""
@@ -259,22 +259,31 @@ class Cbo:
         if seen.losses.shape[1] > 1:
             weights = rng.dirichlet(np.ones(seen.losses.shape[1]))
             loss = chebyshev(seen.losses, weights)
-        y = np.column_stack([loss, bilog(seen.violations[:, modelled])])
-        key = (y.tobytes(), seen.points.tobytes())
+        excesses = bilog(seen.violations[:, modelled])
+        key = (loss.tobytes(), excesses.tobytes(), seen.points.tobytes())
         if self._fitted is None or self._fitted[0] != key:
             iterations = self._options.fit_iterations
-            fitted = fit(features(seen.points), y, max_iterations=iterations)
-            self._fitted = (key, fitted)
+            decided, priced = features.decisions(seen.points), features.with_costs(seen.points)
+            fitted = (
+                fit(decided, loss[:, None], max_iterations=iterations),
+                fit(priced, excesses, max_iterations=iterations) if modelled.any() else None,
+            )
+            self._fitted = (key, *fitted)
         pending = as_points(history.pending, len(space.knobs))
-        surrogate = self._fitted[1].believing(features(pending))
+        of_loss, of_bounds = self._fitted[1:]
+        of_loss = of_loss.believing(features.decisions(pending))
+        of_bounds = of_bounds and of_bounds.believing(features.with_costs(pending))
         excess = np.maximum(seen.violations - slack, 0.0).sum(axis=1)
         feasible = seen.possible & (excess <= 0)
-        best = float(y[feasible, 0].min()) if feasible.any() else None
+        best = float(loss[feasible].min()) if feasible.any() else None
         limits = [float(limit) for limit in bilog(slack[modelled])]
         exact = slack[self._by_arithmetic]
 
         def merit(points: Points) -> Floats:
-            mean, deviation = surrogate.predict(features(points))
+            mean, deviation = of_loss.predict(features.decisions(points))
+            if of_bounds is not None:
+                bounds = of_bounds.predict(features.with_costs(points))
+                mean, deviation = np.hstack([mean, bounds[0]]), np.hstack([deviation, bounds[1]])
             return log_merit(mean, deviation, best=best, limits=limits)
 
         order = np.lexsort((loss, excess))

@@ -11,13 +11,7 @@ from search.problem import Problem
 
 
 class Features:
-    """Coordinates of points for a Gaussian process, `t x f` float64 in about [0, 1].
-
-    Per channel knob the share of its range that is kept, as applied; per other knob one column a
-    choice but the first; then the logarithms of MACs, params and weight bytes, which are exact
-    and free. Time and size follow these closely, so the surrogates of measured bounds need not
-    learn from many trials what arithmetic knows.
-    """
+    """Coordinates of points for Gaussian processes, in about [0, 1]."""
 
     def __init__(self, problem: Problem) -> None:
         """Prepare the scales; costs are scaled between the smallest and the dense plan."""
@@ -34,8 +28,12 @@ class Features:
         table = np.stack([costs.macs, costs.params, costs.weight_bytes], axis=1)
         return np.asarray(np.log(np.maximum(table, 1).astype(np.float64)))
 
-    def __call__(self, points: Points) -> Floats:
-        """Return the features of `t x d` points."""
+    def decisions(self, points: Points) -> Floats:
+        """Return what was decided: `t x f` for `t x d` points.
+
+        Per channel knob the share of its range that is kept, as applied; per other knob one
+        column a choice but the first.
+        """
         columns: list[NDArray[np.float64]] = []
         for number, knob in enumerate(self._knobs):
             index = points[:, number]
@@ -49,8 +47,17 @@ class Features:
                     for choice in range(len(knob.choices))
                     if choice != first
                 ]
+        return np.stack(columns, axis=1) if columns else np.empty((len(points), 0))
+
+    def with_costs(self, points: Points) -> Floats:
+        """Return the decisions and the logarithms of MACs, params and weight bytes.
+
+        These are exact and free, and time and size follow them closely, so the surrogates of
+        measured bounds need not learn from many trials what arithmetic knows. For accuracies they
+        mislead: within a bound on MACs all good plans have the same, and what matters is where.
+        """
         costs = (self._log_costs(points) - self._offset) / self._range
-        return np.column_stack([*columns, costs])
+        return np.column_stack([self.decisions(points), costs])
 
 
 def bilog(values: Floats) -> Floats:

@@ -186,7 +186,8 @@ def test_features_are_shares_choices_and_costs() -> None:
     features = Features(problem)
     points = draw(problem.space, np.random.default_rng(7), 50)
     points[0], points[1] = problem.space.dense(), problem.space.smallest()
-    table = features(points)
+    table = features.with_costs(points)
+    np.testing.assert_array_equal(table[:, :7], features.decisions(points))
     # 4 widths, 2 of 3 selectors, 1 of 2 precisions, 3 costs.
     assert table.shape == (50, 10)
     assert table.min() >= 0
