@@ -73,7 +73,9 @@ class Recovery:
     Attributes:
         epochs: Passes over the training split for a full-fidelity trial; 0 recalibrates only.
         distill: Learn from the original model's outputs beside the labels.
-        learning_rate: Peak of the one-cycle schedule.
+        learning_rate: Peak of the one-cycle schedule. Short recoveries of trained weights want a
+            low one: ResNet-20 at half width after 0.7 epochs of CIFAR-10 scored 88.1 % with 0.02
+            and 86.8 % with 0.05 on search-validation.
         batch_size: Images per step.
         temperature: Of the distillation softmax (Hinton et al., 2015).
         distill_weight: Share of the distillation loss, in [0, 1]; the rest is cross-entropy.
@@ -84,7 +86,7 @@ class Recovery:
 
     epochs: float = 3.0
     distill: bool = True
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02
     batch_size: int = 128
     temperature: float = 4.0
     distill_weight: float = 0.9
