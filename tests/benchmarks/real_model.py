@@ -46,7 +46,7 @@ def job(model_id: str, dataset_id: str, name: str, options: argparse.Namespace) 
             "channel_multiple": options.channel_multiple,
         },
         "agent": {"name": options.agent, "options": {}},
-        "recovery": {"epochs": EPOCHS, "distill": True, "finalists": 2},
+        "recovery": {"epochs": EPOCHS, "distill": True, "finalists": options.finalists},
         "budget": {"trials": options.trials},
         "parallelism": 2,
         "seed": options.seed,
@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["cifar_resnet20", "cifar_resnet56"])
     parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--finalists", type=int, default=1, help="recovered in full, at first")
     parser.add_argument("--agent", default="auto")
     parser.add_argument("--channel-multiple", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
