@@ -11,6 +11,7 @@ from search.measurement import Infeasible
 from search.trial import Fidelity
 from workers.confirm import confirm
 from workers.context import JobContext
+from workers.errors import WorkerError
 from workers.executor import Finished, Runner, Work
 from workers.job import JobSpec
 from workers.open_store import open_store
@@ -26,9 +27,17 @@ def evaluate(work: Work, context: JobContext, report: Report) -> Finished:
 
     A plan that its certificate refuses is `Infeasible`. Everything else that breaks is raised and
     becomes a `Failed` outcome at the worker's edge (`workers.edge`).
+
+    Raises:
+        WorkerError: The trial starts from an artifact that its rung cannot start from.
     """
     steps = Steps()
     trial = work.trial
+    if trial.base is not None and trial.fidelity is not Fidelity.CONFIRMED:
+        raise WorkerError(
+            f"Trial {trial.id} starts from artifact {trial.base[:12]} at fidelity {trial.fidelity}; "
+            "only confirmation starts from anything but the job's model"
+        )
     try:
         match trial.fidelity:
             case Fidelity.PROXY | Fidelity.SHORT:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from compression.artifact import ModelArtifact
+from compression.artifact import Digest, ModelArtifact
 from compression.container import decode
 from compression.methods import Methods, resolve_space
 from compression.models.digits_cnn import digits_cnn
@@ -187,6 +187,22 @@ def test_a_plan_for_another_model_fails_for_good(run: Runner) -> None:
     assert isinstance(outcome, Failed)
     assert not outcome.retryable
     assert "layer9" in outcome.error
+
+
+def test_a_base_that_no_rung_starts_from_is_refused(run: Runner, plan: Plan) -> None:
+    trial = Trial(
+        id="trl_3",
+        number=3,
+        plan=plan,
+        fidelity=Fidelity.PROXY,
+        seed=1,
+        agent="x",
+        base=Digest("ab" * 32),
+    )
+    attempt = Attempt(id="att_3", trial_id=trial.id, epoch=1)
+    outcome = run(Work(trial=trial, attempt=attempt), lambda _: None).outcome
+    assert isinstance(outcome, Failed)
+    assert "only confirmation" in outcome.error
 
 
 def test_weights_that_do_not_fit_fail_every_trial_with_the_reason(
