@@ -35,7 +35,7 @@ def evaluate(work: Work, context: JobContext, report: Report) -> Finished:
     trial = work.trial
     if trial.base is not None and trial.fidelity is not Fidelity.CONFIRMED:
         raise WorkerError(
-            f"Trial {trial.id} starts from artifact {trial.base[:12]} at fidelity {trial.fidelity}; "
+            f"Trial {trial.id} at fidelity {trial.fidelity} starts from {trial.base[:12]}; "
             "only confirmation starts from anything but the job's model"
         )
     try:
