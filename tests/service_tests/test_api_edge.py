@@ -177,6 +177,7 @@ def test_slugs_are_stable() -> None:
         "content-missing",
         "cursor-invalid",
         "data-refused",
+        "database-unreachable",
         "host-refused",
         "idempotency-key-in-flight",
         "idempotency-key-reused",
