@@ -49,6 +49,19 @@ def digits(client: Client) -> str:
     return client.register_dataset(name="digits", format="builtin", source="digits").id
 
 
+def untrained(client: Client, name: str) -> str:
+    """Register the demo's network with random weights; return its id."""
+    state = digits_cnn().state_dict()
+    return client.register_model(
+        name=name,
+        architecture="digits_cnn",
+        weights=save({k: v.contiguous() for k, v in state.items()}),
+        input_shape=[1, 8, 8],
+        preprocessing=PREPROCESSING,
+        num_classes=10,
+    ).id
+
+
 def trained(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Train the demo's network as the demo does, in a process of its own."""
     out = folder / "digits.safetensors"
@@ -184,17 +197,9 @@ def test_weights_of_another_architecture_are_rejected_with_the_layer_named(
 
 
 def test_an_infeasible_job_names_what_is_in_the_way(client: Client, digits: str) -> None:
-    state = digits_cnn().state_dict()
-    model = client.register_model(
-        name="plain",
-        architecture="digits_cnn",
-        weights=save({k: v.contiguous() for k, v in state.items()}),
-        input_shape=[1, 8, 8],
-        preprocessing=PREPROCESSING,
-        num_classes=10,
-    )
+    model_id = untrained(client, "plain")
     job = client.submit(
-        model_id=model.id,
+        model_id=model_id,
         dataset_id=digits,
         objectives=[{"metric": "top1"}],
         constraints=[
@@ -213,17 +218,9 @@ def test_an_infeasible_job_names_what_is_in_the_way(client: Client, digits: str)
 
 
 def test_a_running_job_is_cancelled(client: Client, digits: str) -> None:
-    state = digits_cnn().state_dict()
-    model = client.register_model(
-        name="cancelled",
-        architecture="digits_cnn",
-        weights=save({k: v.contiguous() for k, v in state.items()}),
-        input_shape=[1, 8, 8],
-        preprocessing=PREPROCESSING,
-        num_classes=10,
-    )
+    model_id = untrained(client, "cancelled")
     job = client.submit(
-        model_id=model.id,
+        model_id=model_id,
         dataset_id=digits,
         objectives=[{"metric": "top1"}],
         methods={"allow": ["prune_channels"]},
