@@ -133,7 +133,10 @@ def _problem(run: JobRun, baseline: Measurement) -> Problem:
 
 
 def _finals(run: JobRun, searched: Problem) -> JobEnd:
-    """Recover and confirm finalists, in rounds, until one holds all bounds."""
+    """Recover and confirm finalists, in rounds, until one holds the bounds.
+
+    The held-out split decides whether a confirmed trial is on the front, never who is tried next.
+    """
     base_full = _baseline(run, Fidelity.FULL)
     base_test = _baseline(run, Fidelity.CONFIRMED)
     if base_full is None or base_test is None:
@@ -162,7 +165,11 @@ def _finals(run: JobRun, searched: Problem) -> JobEnd:
             return JobEnd(outcome="cancelled")
         confirmed += ended
         front = ParetoFront.of(test_problem, confirmed)
-        if front.members or len(chosen) < run.spec.recovery.finalists:
+        # What the held-out split says of accuracy must not lead to another pick: a new round
+        # follows only where a bound that needs no held-out data was missed by all.
+        unseen = before_recovery(test_problem)
+        held = any(unseen.feasible(_measured(t)) for t in confirmed if _is_measured(t))
+        if held or len(chosen) < run.spec.recovery.finalists:
             break
     if front.members:
         losses = [test_problem.losses(_measured(t)) for t in front.members]
@@ -229,6 +236,10 @@ def _run(
     trials = run.ledger.propose(requests, agent=agent, snapshot=None)
     ended = loop.run_all(trials, run.executor, run.ledger, parallelism=run.spec.parallelism)
     return ended if len(ended) == len(trials) else None
+
+
+def _is_measured(trial: Trial) -> bool:
+    return isinstance(trial.outcome, Measured)
 
 
 def _measured(trial: Trial) -> Measurement:

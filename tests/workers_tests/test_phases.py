@@ -12,7 +12,7 @@ import pytest
 
 from compression.site import MODEL_SITE, Site
 from compression.surveyed import Survey
-from search.measurement import Failed, Measured
+from search.measurement import Failed, Measured, Measurement
 from search.objective import Constraint
 from search.trial import BASELINE_AGENT, FINALIST_AGENT, Fidelity, TrialState
 from tests.memory_ledger import Book, MemoryLedger
@@ -138,6 +138,30 @@ def test_an_infeasible_job_names_the_nearest_and_the_price(tmp_path: Path) -> No
     assert end.binding[0]["reachable"] > end.binding[0]["limit"]
     # Two rounds of finalists were given their chance.
     assert sum(t.fidelity is Fidelity.FULL for t in book.trials.values()) == 1 + 2 * 2
+
+
+def test_held_out_accuracy_picks_nobody_else(tmp_path: Path) -> None:
+    # Above the floor on search-validation, below it on the held-out split.
+    book = Book()
+    run = job_run(spec(macs_at_most(0.6), top1_at_least(-0.3), trials=40), book, tmp_path)
+    inner = runner(FolderStore(tmp_path))
+
+    def disappointing(work: Work, report: Callable[[Mapping[str, Any]], None]) -> Finished:
+        finished = inner(work, report)
+        if work.trial.fidelity is not Fidelity.CONFIRMED or work.trial.base is None:
+            return finished
+        assert isinstance(finished.outcome, Measured)
+        readings = tuple(
+            dataclasses.replace(r, value=0.1, low=0.1, high=0.1) if r.metric == "top1" else r
+            for r in finished.outcome.measurement.readings
+        )
+        return dataclasses.replace(finished, outcome=Measured(Measurement(readings)))
+
+    end = run_job(dataclasses.replace(run, executor=InlineExecutor(disappointing)))
+    assert end.outcome == "infeasible"
+    assert [row["constraint"] for row in end.binding] == ["top1"]
+    full = [t for t in book.trials.values() if t.fidelity is Fidelity.FULL]
+    assert len(full) == 1 + 2
 
 
 def test_a_cancelled_job_stops_and_says_so(tmp_path: Path) -> None:
