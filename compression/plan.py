@@ -8,86 +8,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NewType
 
+from compression.decisions import (
+    Decision,
+    DropBlock,
+    Factorize,
+    PruneChannels,
+    Quantize,
+    QuantizeWeights,
+    Share,
+    decision_from_json,
+    decision_to_json,
+)
 from compression.errors import PlanInvalid
 
 PlanDigest = NewType("PlanDigest", str)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PruneChannels:
-    """Keep `keep_channels` of a channel group, ranked by `selector`.
-
-    Attributes:
-        keep_channels: Channels that stay, at least 1.
-        selector: Name in `compression.catalogue.SELECTORS`.
-    """
-
-    kind: ClassVar[str] = "prune_channels"
-    keep_channels: int
-    selector: str = "l2"
-
-    def __post_init__(self) -> None:
-        if self.keep_channels < 1:
-            raise PlanInvalid(f"keep_channels is {self.keep_channels}; at least 1 is required")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Quantize:
-    """Store weights and compute activations as integers (static post-training quantization).
-
-    Attributes:
-        weight_bits: Bits of a weight; 8.
-        activation_bits: Bits of an activation; 8.
-        calibrator: How activation ranges are found: `minmax`, `percentile` or `entropy`.
-        keep_float: Names of layers that stay in float32, sorted.
-    """
-
-    kind: ClassVar[str] = "quantize"
-    weight_bits: int = 8
-    activation_bits: int = 8
-    calibrator: str = "minmax"
-    keep_float: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if (self.weight_bits, self.activation_bits) != (8, 8):
-            raise PlanInvalid(
-                f"quantize asks for {self.weight_bits}/{self.activation_bits} bits; 8/8 exists"
-            )
-        object.__setattr__(self, "keep_float", tuple(sorted(self.keep_float)))
-
-
-Decision = PruneChannels | Quantize
-
-DECISIONS: Mapping[str, type[PruneChannels] | type[Quantize]] = {
-    PruneChannels.kind: PruneChannels,
-    Quantize.kind: Quantize,
-}
-
-
-def decision_to_json(decision: Decision) -> dict[str, Any]:
-    """Return the decision as plain JSON data with its kind."""
-    data: dict[str, Any] = {"kind": decision.kind}
-    for field in dataclasses.fields(decision):
-        value = getattr(decision, field.name)
-        data[field.name] = list(value) if isinstance(value, tuple) else value
-    return data
-
-
-def decision_from_json(data: Mapping[str, Any]) -> Decision:
-    """Rebuild a decision.
-
-    Raises:
-        PlanInvalid: The kind is unknown, or a field is missing, unknown or out of range.
-    """
-    fields = dict(data)
-    kind = fields.pop("kind", None)
-    if kind not in DECISIONS:
-        raise PlanInvalid(f"Unknown decision kind {kind!r}; known: {', '.join(sorted(DECISIONS))}")
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-    try:
-        return DECISIONS[kind](**fields)
-    except TypeError as error:
-        raise PlanInvalid(f"Decision {kind!r}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,6 +51,10 @@ class Plan:
             kinds = [decision.kind for decision in decisions[site]]
             if len(set(kinds)) != len(kinds):
                 raise PlanInvalid(f"Site {site!r} has two decisions of one kind: {kinds}")
+            if {QuantizeWeights.kind, Share.kind} <= set(kinds):
+                raise PlanInvalid(
+                    f"Site {site!r} both quantizes and shares its weights; one of them is possible"
+                )
             if kinds:
                 canonical.append((site, tuple(sorted(decisions[site], key=lambda d: d.kind))))
         return Plan(tuple(canonical))
@@ -129,6 +67,26 @@ class Plan:
     def prune_channels(self) -> dict[str, PruneChannels]:
         """Return the channel decision of every site that has one."""
         return {site: d for site, d in self if isinstance(d, PruneChannels)}
+
+    def dropped(self) -> frozenset[str]:
+        """Return the block sites that are dropped."""
+        return frozenset(site for site, d in self if isinstance(d, DropBlock))
+
+    def factorize(self) -> dict[str, Factorize]:
+        """Return the factorization of every layer that has one."""
+        return {site: d for site, d in self if isinstance(d, Factorize)}
+
+    def before_codes(self) -> Plan:
+        """Return the plan without low bits and codebooks: what is recovered before they come."""
+        table = {
+            site: [d for d in decisions if not isinstance(d, QuantizeWeights | Share | Quantize)]
+            for site, decisions in self.decisions
+        }
+        return Plan.of(table)
+
+    def of_kind(self, kind: str) -> dict[str, Decision]:
+        """Return the decisions of one kind by site."""
+        return {site: d for site, d in self if d.kind == kind}
 
     def quantize(self) -> Quantize | None:
         """Return the precision decision of the model, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-SiteKind = Literal["channels", "model"]
+SiteKind = Literal["channels", "block", "layer", "model"]
 
 MODEL_SITE = "model"
 """Name of the one site that stands for the whole model (precision is decided there)."""
@@ -13,19 +13,23 @@ MODEL_SITE = "model"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A set of coupled layers that takes one decision.
+    """What takes decisions of one sort: coupled layers, a block, a single layer, or the model.
 
     A `channels` site is a coupling group: layers whose channels must be removed together, named
-    after the layer that produces them. Sites are ordered by forward execution; the order is part
-    of a survey's identity.
+    after the layer that produces them. A `block` is a module that could be the identity, a
+    `layer` one convolution or linear layer. A layer and the group that it produces have the same
+    name; what is decided says which is meant. Sites of a kind are in forward order; the order is
+    part of a survey's identity.
 
     Attributes:
-        name: Stable name; the producing layer's dotted path, or `model`.
+        name: Stable name: a dotted path, or `model`.
         kind: What can be decided here.
-        channels: Number of channels of the group in the dense model; 0 for the model site.
+        channels: Number of channels of the group (outputs of the layer) in the dense model; 0
+            for blocks and the model.
         macs: Multiply-adds, for one input, of all layers the site touches in the dense model.
         params: Parameters of these layers.
-        members: Dotted names of the coupled layers, producers and consumers.
+        members: Dotted names of the coupled layers, producers and consumers; of the layers in a
+            block; of the layer itself.
         frozen: Why no decision may attach here, in words for the user; None if one may.
     """
 

@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compression import choices
+from compression.decisions import (
+    Decision,
+    DropBlock,
+    PruneChannels,
+    Quantize,
+    QuantizeWeights,
+    Share,
+)
 from compression.errors import PlanInvalid
-from compression.plan import Decision, Plan, PruneChannels, Quantize
+from compression.plan import Plan
 
 Choice = int | str
 Point = tuple[int, ...]
@@ -25,12 +34,13 @@ DENSE = "none"
 class Knob:
     """One variable of the search: a field of a decision at a site.
 
-    Three fields exist: `keep_channels` (ordered ints ascending, the last is all channels, which
-    means no decision), `selector` (one for the whole model) and `precision` (`none` or `int8`).
+    Fields are `keep_channels` (ordered ints ascending, the last is all channels, which means no
+    decision), `selector` (one for the whole model), `precision` (`none` or `int8`), and the kinds
+    of `compression.choices` (`none`, then texts, from the mildest to the strongest).
 
     Attributes:
         site: The site's name.
-        field: Which field of which decision, one of the three above.
+        field: Which field of which decision, one of those above.
         choices: At least one, distinct.
         ordered: Whether neighbouring choices are alike.
     """
@@ -41,10 +51,14 @@ class Knob:
     ordered: bool
 
     def __post_init__(self) -> None:
-        if self.field not in ("keep_channels", "selector", "precision"):
+        if self.field not in ("keep_channels", "selector", "precision", *choices.KINDS):
             raise PlanInvalid(f"Knob at {self.site!r}: unknown field {self.field!r}")
         if not self.choices or len(set(self.choices)) != len(self.choices):
             raise PlanInvalid(f"Knob {self.name!r}: choices {self.choices} are empty or repeat")
+        if self.field in choices.KINDS:
+            for choice in self.choices:
+                if choice != DENSE:
+                    choices.parse(self.field, str(choice))
 
     @property
     def name(self) -> str:
@@ -57,9 +71,9 @@ class PlanSpace:
     """The admissible plans: every combination of the knobs' choices.
 
     Laws: `contains(decode(p))` for every point; `decode(encode(plan)) == plan` for every
-    contained plan; the dense plan is always contained. Two points may decode to one plan (a
-    selector does not matter where nothing is pruned); `encode` returns the lowest such point in
-    the selector knob.
+    contained plan; the dense plan is always contained. Several points may decode to one plan: a
+    selector does not matter where nothing is pruned, nor does anything inside a dropped block,
+    nor low bits where weights are shared. `canonical` gives the one that `encode` returns.
 
     Attributes:
         knobs: The variables, keep_channels first, in forward order.
@@ -86,25 +100,68 @@ class PlanSpace:
         if len(point) != len(self.knobs):
             raise PlanInvalid(f"Point has {len(point)} coordinates; space has {len(self.knobs)}")
         selector = "l2"
-        keeps: list[tuple[str, int]] = []
         decisions: dict[str, list[Decision]] = {}
-        for knob, index in zip(self.knobs, point, strict=True):
-            if not 0 <= index < len(knob.choices):
-                raise PlanInvalid(
-                    f"Knob {knob.name!r}: index {index} is outside 0..{len(knob.choices) - 1}"
-                )
+        keeps: list[tuple[str, int]] = []
+        for knob, index in zip(self.knobs, self.canonical(point), strict=True):
             value = knob.choices[index]
             if knob.field == "selector":
                 selector = str(value)
-            elif knob.field == "precision":
-                if value != DENSE:
-                    decisions.setdefault(knob.site, []).append(Quantize())
-            elif index != len(knob.choices) - 1:
-                keeps.append((knob.site, int(value)))
+            elif knob.field == "keep_channels":
+                if index != len(knob.choices) - 1:
+                    keeps.append((knob.site, int(value)))
+            elif value != DENSE:
+                decision = (
+                    Quantize()
+                    if knob.field == "precision"
+                    else choices.parse(knob.field, str(value))
+                )
+                decisions.setdefault(knob.site, []).append(decision)
         for site, keep in keeps:
             decision = PruneChannels(keep_channels=keep, selector=selector)
             decisions.setdefault(site, []).append(decision)
         return Plan.of(decisions)
+
+    def canonical(self, point: Sequence[int]) -> Point:
+        """Return the one point that stands for all points of the same plan.
+
+        Raises:
+            PlanInvalid: Wrong length, or an index out of range.
+        """
+        if len(point) != len(self.knobs):
+            raise PlanInvalid(f"Point has {len(point)} coordinates; space has {len(self.knobs)}")
+        out = [int(index) for index in point]
+        dropped: list[str] = []
+        shared: set[str] = set()
+        for knob, index in zip(self.knobs, out, strict=True):
+            if not 0 <= index < len(knob.choices):
+                raise PlanInvalid(
+                    f"Knob {knob.name!r}: index {index} is outside 0..{len(knob.choices) - 1}"
+                )
+            taken = knob.choices[index] != DENSE
+            if knob.field == DropBlock.kind and taken:
+                dropped.append(f"{knob.site}.")
+            elif knob.field == Share.kind and taken:
+                shared.add(knob.site)
+        inside = tuple(dropped)
+        pruned = False
+        for number, knob in enumerate(self.knobs):
+            if (inside and knob.site.startswith(inside)) or (
+                knob.field == QuantizeWeights.kind and knob.site in shared
+            ):
+                out[number] = self._untouched(knob)
+            pruned |= knob.field == "keep_channels" and out[number] != len(knob.choices) - 1
+        if not pruned:
+            out = [
+                0 if knob.field == "selector" else index
+                for knob, index in zip(self.knobs, out, strict=True)
+            ]
+        return tuple(out)
+
+    @staticmethod
+    def _untouched(knob: Knob) -> int:
+        if knob.field == "keep_channels":
+            return len(knob.choices) - 1
+        return knob.choices.index(DENSE) if DENSE in knob.choices else 0
 
     def encode(self, plan: Plan) -> Point:
         """Return the point of a contained plan; `keep_float` of a Quantize is ignored.
@@ -134,14 +191,17 @@ class PlanSpace:
                 )
             site = next(site for site, d in plan if isinstance(d, Quantize))
             wanted[f"{site}:precision"] = "int8"
+        for site, decision in plan:
+            if decision.kind in choices.KINDS:
+                wanted[f"{site}:{decision.kind}"] = choices.text_of(decision)
         point = []
         for knob in self.knobs:
             if knob.field == "selector":
                 value: Choice = selectors[0] if selectors else knob.choices[0]
-            elif knob.field == "precision":
-                value = wanted.pop(knob.name, DENSE)
-            else:
+            elif knob.field == "keep_channels":
                 value = wanted.pop(knob.name, knob.choices[-1])
+            else:
+                value = wanted.pop(knob.name, DENSE)
             if value not in knob.choices:
                 raise PlanInvalid(f"Knob {knob.name!r}: {value!r} is not one of {knob.choices}")
             point.append(knob.choices.index(value))
@@ -161,17 +221,15 @@ class PlanSpace:
 
     def dense(self) -> Point:
         """Return the point that leaves the model untouched."""
-        return tuple(
-            knob.choices.index(DENSE)
-            if knob.field == "precision" and DENSE in knob.choices
-            else (0 if knob.field != "keep_channels" else len(knob.choices) - 1)
-            for knob in self.knobs
-        )
+        return tuple(self._untouched(knob) for knob in self.knobs)
 
     def smallest(self) -> Point:
-        """Return the point with the fewest channels and bits everywhere."""
-        return tuple(
-            len(knob.choices) - 1 if knob.field == "precision" else 0 for knob in self.knobs
+        """Return the point with the strongest choice everywhere."""
+        return self.canonical(
+            [
+                0 if knob.field in ("keep_channels", "selector") else len(knob.choices) - 1
+                for knob in self.knobs
+            ]
         )
 
     def uniform(self, keep_ratio: float, *, precision: str | None = None) -> Point:

@@ -13,13 +13,14 @@ from compression.site import Site
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The sites of a model, in forward order, and what plans over them cost.
+    """The sites of a model and what plans over them cost.
 
     Attributes:
-        sites: The last one is the `model` site.
+        sites: Channel groups, then blocks, then layers, each in forward order; the last one is
+            the `model` site.
         costs: Exact for every plan over sites that are not frozen; frozen sites are not in it.
         summary: Facts for people, JSON values: `macs`, `params`, `layers`, `sites`,
-            `prunable_sites`, `frozen` (site -> reason), `input_shape`, `output_shape`,
+            `prunable_sites`, `blocks`, `frozen` (site -> reason), `input_shape`, `output_shape`,
             `num_classes`, `uncounted_macs` (matrix products that no convolution or linear layer
             makes, as in attention; they are in no count) and `untraced` (why there are no channel
             sites at all; None as a rule).
@@ -33,6 +34,10 @@ class Survey:
     def prunable(self) -> tuple[Site, ...]:
         """Return the channel sites where a decision may attach."""
         return tuple(s for s in self.sites if s.kind == "channels" and s.frozen is None)
+
+    def layer_sites(self) -> tuple[Site, ...]:
+        """Return the sites of single layers, in forward order."""
+        return tuple(s for s in self.sites if s.kind == "layer")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""

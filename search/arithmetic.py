@@ -1,7 +1,8 @@
 """Exact MACs, parameters and bytes of many points at once, and the bounds that they decide.
 
 The same integers as `CostTable.cost`, as array arithmetic over a batch: a search weighs some
-thousand candidates per request.
+thousand candidates per request. Decisions other than channels and INT8 change a network's shape;
+plans that take one are looked up in the table itself, one by one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from compression.choices import KINDS
+from compression.cost import PlanCost
 from compression.space import DENSE
 from search.metric import METRICS
 from search.objective import Constraint
@@ -19,6 +22,9 @@ from search.problem import Problem
 Points = NDArray[np.int64]
 """`t x d` choice indices."""
 Floats = NDArray[np.float64]
+
+MOST_KNOWN = 100_000
+"""Plans whose exact costs are remembered."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +46,14 @@ class Arithmetic:
     def __init__(self, problem: Problem) -> None:
         """Compile the cost table into arrays over layers."""
         layers = problem.costs.layers
+        self._table = problem.costs
+        self._space = problem.space
+        self._known: dict[tuple[int, ...], PlanCost] = {}
+        self._reshaping = [
+            (column, knob.choices.index(DENSE))
+            for column, knob in enumerate(problem.space.knobs)
+            if knob.field in KINDS
+        ]
         self._baseline = problem.baseline
         self.constraints: tuple[Constraint, ...] = tuple(
             c for c in problem.constraints if METRICS[c.metric].by_cost_table
@@ -103,11 +117,28 @@ class Arithmetic:
         quantized = np.zeros(len(points), dtype=bool)
         for column, is_int in self._precision:
             quantized |= is_int[points[:, column]]
-        return Costs(
+        costs = Costs(
             macs=weights @ self._positions,
             params=weight_count + extra,
             weight_bytes=np.where(quantized, 1, 4) * weight_count + 4 * extra,
         )
+        reshaped = np.zeros(len(points), dtype=bool)
+        for column, dense in self._reshaping:
+            reshaped |= points[:, column] != dense
+        for row in np.flatnonzero(reshaped).tolist():
+            exact = self._exact(points[row])
+            costs.macs[row] = exact.macs
+            costs.params[row] = exact.params
+            costs.weight_bytes[row] = exact.weight_bytes
+        return costs
+
+    def _exact(self, point: NDArray[np.int64]) -> PlanCost:
+        key = tuple(point.tolist())
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = self._table.cost(self._space.decode(key))
+        return self._known[key]
 
     def violations(self, points: Points) -> Floats:
         """Return `t x k` violations of the `k` arithmetic constraints; `<= 0` is feasible."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from compression.decisions import DropBlock, QuantizeWeights, Share
 from compression.errors import PlanInvalid
-from compression.space import DENSE, PlanSpace, Point
+from compression.site import MODEL_SITE
+from compression.space import DENSE, Knob, PlanSpace, Point
 from search.agent import Evaluate, Snapshot
 from search.errors import ProblemInvalid
 from search.measurement import Infeasible, Measured, Measurement
@@ -19,31 +22,41 @@ VERSION = 1
 
 
 def canonical(space: PlanSpace, point: Sequence[int]) -> Point:
-    """Return the one point that stands for all points of the same plan.
-
-    Only the selector can differ between points of one plan: it does not matter where nothing is
-    pruned. Equal to `space.encode(space.decode(point))`, without building the plan.
-    """
-    pruned = any(
-        knob.field == "keep_channels" and index != len(knob.choices) - 1
-        for knob, index in zip(space.knobs, point, strict=True)
-    )
-    return tuple(
-        int(index) if pruned or knob.field != "selector" else 0
-        for knob, index in zip(space.knobs, point, strict=True)
-    )
+    """Return the one point that stands for all points of the same plan."""
+    return space.canonical(point)
 
 
 def plan_count(space: PlanSpace) -> int:
     """Return how many different plans a space holds; at most its number of points."""
-    selectors = precisions = unpruned = 1
-    for knob in space.knobs:
-        if knob.field == "selector":
-            selectors *= len(knob.choices)
-        elif knob.field == "precision":
-            precisions *= len(knob.choices)
-    unpruned = selectors * precisions
-    return space.size - unpruned + precisions
+    blocks = [k.site for k in space.knobs if k.field == DropBlock.kind and len(k.choices) > 1]
+    pruned = unpruned = 1
+    selectors = 1
+    for block in ["", *blocks]:
+        inside = [
+            knob
+            for knob in space.knobs
+            if knob.field != DropBlock.kind
+            and next((b for b in blocks if knob.site.startswith(f"{b}.")), "") == block
+        ]
+        widths = math.prod(len(k.choices) for k in inside if k.field == "keep_channels")
+        others = _others([k for k in inside if k.field not in ("keep_channels", "selector")])
+        selectors *= math.prod(len(k.choices) for k in inside if k.field == "selector")
+        dropped = 1 if block else 0
+        pruned *= widths * others + dropped
+        unpruned *= others + dropped
+    return selectors * (pruned - unpruned) + unpruned
+
+
+def _others(knobs: Sequence[Knob]) -> int:
+    """Count the settings of knobs that neither prune nor rank; low bits give way to sharing."""
+    count = 1
+    sizes = {(knob.site, knob.field): len(knob.choices) for knob in knobs}
+    for (site, field), size in sizes.items():
+        if field == QuantizeWeights.kind and (site, Share.kind) in sizes:
+            count *= size + sizes[site, Share.kind] - 1
+        elif not (field == Share.kind and (site, QuantizeWeights.kind) in sizes):
+            count *= size
+    return count
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -182,13 +195,13 @@ def generator(problem: Problem, asked: int, purpose: int = 0) -> np.random.Gener
 
 
 def settings(space: PlanSpace) -> list[dict[int, int]]:
-    """Return every combination of the unordered knobs, as knob index to choice index.
+    """Return every combination of the knobs of the whole model, as knob index to choice index.
 
-    The untouched precision comes first.
+    The untouched ones come first.
     """
     combinations: list[dict[int, int]] = [{}]
     for number, knob in enumerate(space.knobs):
-        if knob.field != "keep_channels":
+        if knob.site == MODEL_SITE:
             order = sorted(range(len(knob.choices)), key=lambda i: (knob.choices[i] != DENSE, i))
             combinations = [{**c, number: i} for c in combinations for i in order]
     return combinations

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compression.cost import CostTable, LayerCost
+from compression.cost import CostTable
+from compression.layer_cost import LayerCost
 from compression.methods import Methods, resolve_space
 from compression.plan import Plan
 from compression.site import MODEL_SITE, Site

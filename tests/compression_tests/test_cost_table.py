@@ -9,7 +9,8 @@ from torch import nn
 
 from compression.apply import ApplyContext, apply
 from compression.counting import count_calls, count_macs, count_params
-from compression.plan import Plan, PruneChannels, Quantize
+from compression.decisions import PruneChannels, Quantize
+from compression.plan import Plan
 from compression.site import MODEL_SITE
 from compression.survey import survey
 from tests.builders import PRUNABLE, SHAPE, SharedNet, seeded

@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression.errors import PlanInvalid
-from compression.plan import (
+from compression.decisions import (
     Decision,
-    Plan,
     PruneChannels,
     Quantize,
-    canonical_json,
     decision_from_json,
     decision_to_json,
 )
+from compression.errors import PlanInvalid
+from compression.plan import Plan, canonical_json
 from compression.site import MODEL_SITE
 
 SITES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)

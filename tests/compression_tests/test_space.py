@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compression.decisions import PruneChannels, Quantize
 from compression.errors import PlanInvalid
 from compression.methods import MAX_LEVELS, Methods, keep_choices, resolve_space
-from compression.plan import Plan, PruneChannels, Quantize
+from compression.plan import Plan
 from compression.site import MODEL_SITE, Site
 from compression.space import Knob, PlanSpace
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compression.plan import Plan, PruneChannels
+from compression.decisions import PruneChannels
+from compression.plan import Plan
 from compression.space import Knob, PlanSpace, Point
 from search.agent import Agent, Request, Snapshot
 from search.catalogue import create

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from compression.artifact import Digest
-from compression.plan import Plan, PruneChannels
+from compression.decisions import PruneChannels
+from compression.plan import Plan
 from search.agent import Evaluate, Prepare, Request, Snapshot
 from search.budget import Budget, Spent
 from search.errors import IllegalTransition

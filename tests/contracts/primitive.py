@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from compression.cost import CostTable
+from compression.decisions import Decision
 from compression.errors import PlanInvalid
 from compression.methods import PRIMITIVES, Methods
-from compression.plan import Decision, Plan
-from compression.primitives.primitive import Primitive
+from compression.plan import Plan
+from compression.primitives.primitive import Need, Primitive
 from compression.site import Site
 
 
@@ -55,10 +56,14 @@ class PrimitiveContract:
         assert description.summary.endswith(".")
 
     def test_it_says_in_words_why_it_does_not_apply(
-        self, primitive: Primitive[Any, Any, Any], site: Site, other_site: Site
+        self,
+        primitive: Primitive[Any, Any, Any],
+        site: Site,
+        other_site: Site,
+        costs: CostTable,
     ) -> None:
-        assert primitive.applicable(site) is None
-        reason = primitive.applicable(other_site)
+        assert primitive.applicable(site, costs) is None
+        reason = primitive.applicable(other_site, costs)
         assert reason is not None
         assert len(reason.split()) > 2
 
@@ -81,7 +86,7 @@ class PrimitiveContract:
                 assert cost.macs <= dense.macs
                 assert cost.params <= dense.params
                 assert cost.weight_bytes < dense.weight_bytes
-                assert primitive.needs(option) <= {"calibration", "labels", "gradients"}
+                assert primitive.needs(option) <= set(get_args(Need))
 
     def test_applying_leaves_the_subject_alone_and_repeats_to_the_bit(
         self,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compression.plan import Plan, PruneChannels
+from compression.decisions import PruneChannels
+from compression.plan import Plan
 from search.front import ParetoFront, dominates, hypervolume, nearest
 from search.measurement import Failed, Measured, Measurement, Reading
 from search.objective import Constraint, Objective

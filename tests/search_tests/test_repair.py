@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compression.cost import CostTable, LayerCost
+from compression.cost import CostTable
+from compression.layer_cost import LayerCost
 from compression.space import Knob, PlanSpace
 from search.arithmetic import Arithmetic, as_points
 from search.history import canonical, plan_count

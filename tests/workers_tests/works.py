@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from compression.artifact import ModelArtifact
+from compression.decisions import PruneChannels
 from compression.methods import Methods
-from compression.plan import Plan, PruneChannels
+from compression.plan import Plan
 from search.budget import Budget
 from search.device import LOCAL_DEVICES
 from search.measurement import Measured, Measurement, Outcome, Reading
