@@ -31,7 +31,9 @@ class _LayerTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        return getattr(nn, type(m).__name__, None) is type(m) and not isinstance(m, containers)
+        own = getattr(nn, type(m).__name__, None) is type(m) and not isinstance(m, containers)
+        # An attention layer without some of its heads has a forward pass of its own.
+        return own and "forward" not in vars(m)
 
 
 def trace_layers(model: nn.Module) -> fx.Graph:

@@ -43,19 +43,26 @@ def equivalence_gap(dense: nn.Module, thin: nn.Module, cuts: Mapping[str, Cut], 
         NotCertified: The thin model fails, or gives outputs of another shape, or one of the two
             gives non-finite outputs.
     """
-    gap = _gap(dense, thin, cuts, x)
+    gap = _gap(dense, _thin_outputs(thin, x), cuts, x)
     if gap > TOLERANCE and x.dtype != torch.float64:
-        gap = _gap(copy.deepcopy(dense).double(), copy.deepcopy(thin).double(), cuts, x.double())
+        # One copy at a time: the largest classifiers take five gigabytes in float64.
+        actual = _thin_outputs(copy.deepcopy(thin).double(), x.double())
+        gap = _gap(copy.deepcopy(dense).double(), actual, cuts, x.double())
     return gap
 
 
-def _gap(dense: nn.Module, thin: nn.Module, cuts: Mapping[str, Cut], x: Tensor) -> float:
+def _thin_outputs(thin: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         try:
-            actual: Tensor = thin(x)
+            outputs: Tensor = thin(x)
         except FORWARD_ERRORS as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise NotCertified(f"The thin model's forward pass fails: {reason}") from error
+    return outputs
+
+
+def _gap(dense: nn.Module, actual: Tensor, cuts: Mapping[str, Cut], x: Tensor) -> float:
+    with torch.no_grad():
         expected: Tensor = functional_call(dense, masked_weights(dense, cuts), (x,))
     if actual.shape != expected.shape:
         raise NotCertified(

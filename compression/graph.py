@@ -1,53 +1,50 @@
-"""Which channels must go together: Torch-Pruning's dependency graph, read into index tables.
+"""Which channels must go together: the labels of a forward pass, read into index tables.
 
-The only file that knows Torch-Pruning. It is used to *trace*; no module is ever pruned by it,
-and nothing it says is believed before the survey's probe has shown it to be true: its index
-maps are silent where they are wrong (for example, channel padding passes indices unchanged).
+`compression.flow` follows every channel through the model. Channels that can only go together
+are one class; classes that touch the same sides of the same layers, equally often, make one
+coupling. Nothing of it is believed before the survey's probe has shown it to be true: code that
+slices or reshapes by a number that is written in it cannot be told from code that does not.
 
 Reference:
-    Fang et al. (2023), "DepGraph: Towards Any Structural Pruning";
-    https://arxiv.org/abs/2301.12900.
+    Fang et al. (2023), "DepGraph: Towards Any Structural Pruning",
+    https://arxiv.org/abs/2301.12900, for the problem and the notion of a group.
+
+Deviations:
+    The paper matches patterns of layers on the graph of autograd functions; here indices are
+    carried through the operators themselves, so that permutations of channels stay exact.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-import torch_pruning
+from numpy.typing import NDArray
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch_pruning._helpers import _HybridIndex
+from torch.nn.modules.conv import _ConvNd
 
 from compression.counting import count_calls
 from compression.coupling import Coupling, Indices, Side, Tap
 from compression.errors import CompressionError
+from compression.flow import ChannelFlow
+from compression.labels import compact
 from compression.surgery import is_depthwise
 
-_OPTYPE = torch_pruning.ops.OPTYPE
-
-# What Torch-Pruning was seen to raise, or may, where its shape inference loses its way.
-_TRACER_FAILURES = (
+_FAILURES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
+    NotImplementedError,
     RuntimeError,
     TypeError,
     ValueError,
 )
 
-_Pair = tuple[int, int]
-
-_MOST_INDICES = 1 << 17
-"""Most positions of one layer that a coupling may touch; VGG-16's first linear layer has 25,088."""
-
-CHANNEL_PADDING = "channel padding"
-"""In `Coupling.passes`: some channels of zeros are put around these ones."""
+_Entry = tuple[str, Side]
 
 
 class Untraceable(CompressionError):
@@ -57,135 +54,192 @@ class Untraceable(CompressionError):
 def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Coupling, ...]:
     """Return the coupling groups of `model`, by the forward order of their first producers.
 
+    Layers that run in training only (auxiliary classifiers) are followed in a second pass, so
+    that they are cut with the rest.
+
     Args:
-        model: Any module in eval mode; it is left as it was.
+        model: Any module; it is left as it was.
         input_shape: C, H, W of one input.
 
     Raises:
         Untraceable: The tracer cannot follow the forward pass.
     """
-    traced = copy.deepcopy(model).eval().requires_grad_(True)
-    order = [call.name for call in count_calls(traced, input_shape)]
-    graph = torch_pruning.DependencyGraph()
-    example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    order = [call.name for call in count_calls(model, input_shape)]
+    flow = ChannelFlow(model)
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.enable_grad():
-            graph.build_dependency(
-                traced, example, forward_fn=lambda module, x: module(x), verbose=False
-            )
-    except _TRACER_FAILURES as error:
+        model.eval()
+        flow.run(example)
+        _follow_training(model, flow, example, order)
+    except _FAILURES as error:
         raise Untraceable(f"The channels of this model cannot be traced: {error}") from error
-    names = {module: name for name, module in traced.named_modules()}
+    finally:
+        for module, training in modes:
+            module.training = training
     position = {name: index for index, name in enumerate(order)}
-    # Narrow producers first: where a sum joins a wide tensor with the concatenation of narrow
-    # ones, every narrow producer is a coupling of its own and the wide one follows.
-    roots = sorted(
-        (m for m in graph.module2node if isinstance(m, nn.Linear | _ConvNd) and m in names),
-        key=lambda m: (_width(m), position.get(names[m], len(order))),
-    )
-    shared = _shared_tensors(traced)
-    covered: set[nn.Module] = set()
-    couplings = []
-    for root in roots:
-        if root in covered or is_depthwise(root):
-            continue
-        coupling, producers = _coupling(graph, root, names, position, shared)
-        covered.update(producers)
-        couplings.append(coupling)
+    shared = _shared_tensors(model)
+    couplings = [
+        *_couplings(flow, model, position),
+        *(attention.coupling for attention in flow.attentions.values()),
+    ]
+    couplings = [_with_obstacle(coupling, shared) for coupling in couplings]
     return tuple(sorted(couplings, key=lambda c: position.get(c.name, len(order))))
 
 
-def _width(module: Any) -> int:
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+def _follow_training(
+    model: nn.Module, flow: ChannelFlow, example: torch.Tensor, called: Sequence[str]
+) -> None:
+    """Follow the layers that evaluation does not call, if there are any."""
+    idle = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
+    if not idle - set(called):
+        return
+    for module in model.modules():
+        # Layers stay in evaluation mode: no statistics change, nothing is dropped at random.
+        module.training = any(True for _ in module.children())
+    # A model that cannot be run like this is none whose training would need it.
+    with contextlib.suppress(*_FAILURES):
+        flow.run(example)
+
+
+def _couplings(flow: ChannelFlow, model: nn.Module, position: Mapping[str, int]) -> list[Coupling]:
+    sides = _sides(flow)
+    classes = flow.labels.classes()
+    entries = sorted(sides, key=lambda e: (position.get(e[0], len(position)), e[1]))
+    found = {entry: (np.flatnonzero(sides[entry]), sides[entry]) for entry in entries}
+    found = {entry: (where, classes[labels[where]]) for entry, (where, labels) in found.items()}
+    outputs = set(classes[_numbers(flow.outputs)].tolist())
+    reasons: dict[int, str] = {}
+    merged: list[set[int]] = []
+    for reason, labels, merge in flow.labels.flags():
+        flagged = set(classes[labels].tolist())
+        for one in flagged:
+            reasons.setdefault(one, reason)
+        if merge:
+            merged.append(flagged)
+    taken: set[str] = set()
+    couplings = []
+    groups = _groups(found, merged)
+    for members, touched in zip(groups, _touched(found, groups, len(classes)), strict=True):
+        coupling = _coupling(members, touched, model, taken)
+        if coupling is None:
+            continue
+        taken.add(coupling.name)
+        is_output = any(member in outputs for member in members)
+        obstacle = next((reasons[m] for m in members if m in reasons), None)
+        if not is_output and obstacle is None and all(t.side == "out" for t in coupling.taps):
+            obstacle = "no layer that could be thinned consumes its channels"
+        couplings.append(dataclasses.replace(coupling, is_output=is_output, obstacle=obstacle))
+    return couplings
+
+
+def _sides(flow: ChannelFlow) -> dict[_Entry, NDArray[np.int64]]:
+    """Return one label per position of every layer side; uses of one layer are united."""
+    sides = {}
+    for entry, uses in flow.taps.items():
+        labels = uses[0]
+        for other in uses[1:]:
+            flow.labels.unite(labels, other)
+            labels = torch.where(labels == 0, other, labels)
+        sides[entry] = labels.numpy().astype(np.int64)
+    return sides
+
+
+def _numbers(labels: Iterable[torch.Tensor]) -> NDArray[np.int64]:
+    rows = [np.unique(compact(tensor)[0].numpy()).astype(np.int64) for tensor in labels]
+    found: NDArray[np.int64] = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
+    return found[np.flatnonzero(found)]
+
+
+def _groups(
+    found: Mapping[_Entry, tuple[Indices, Indices]], merged: Sequence[set[int]]
+) -> list[list[int]]:
+    """Return classes that touch the same layer sides equally often, in forward order.
+
+    Args:
+        found: By layer side, positions and their classes.
+        merged: Classes that are one thing, whatever they touch.
+    """
+    signatures: dict[int, list[tuple[int, int]]] = {}
+    for number, (_, classes) in enumerate(found.values()):
+        for one, count in zip(*np.unique(classes, return_counts=True), strict=True):
+            signatures.setdefault(int(one), []).append((number, int(count)))
+    groups: dict[object, list[int]] = {}
+    for one, signature in signatures.items():
+        groups.setdefault(tuple(signature), []).append(one)
+    for event in merged:
+        keys = [key for key, members in groups.items() if event.intersection(members)]
+        for key in keys[1:]:
+            groups[keys[0]] += groups.pop(key)
+    return list(groups.values())
+
+
+def _touched(
+    found: Mapping[_Entry, tuple[Indices, Indices]], groups: Sequence[Sequence[int]], count: int
+) -> list[dict[_Entry, tuple[Indices, Indices]]]:
+    """Return, for every group, positions and classes on the layer sides that it touches."""
+    group_of = np.zeros(count, dtype=np.int64)
+    for number, members in enumerate(groups):
+        group_of[list(members)] = number
+    touched: list[dict[_Entry, tuple[Indices, Indices]]] = [{} for _ in groups]
+    for entry, (where, classes) in found.items():
+        numbers = group_of[classes]
+        for number in np.unique(numbers).tolist():
+            mask = numbers == number
+            touched[number][entry] = (where[mask], classes[mask])
+    return touched
 
 
 def _coupling(
-    graph: Any,
-    root: nn.Module,
-    names: Mapping[nn.Module, str],
-    position: Mapping[str, int],
-    shared: Mapping[str, str],
-) -> tuple[Coupling, set[nn.Module]]:
-    """Return the group of all output channels of `root`, and its producers."""
-    channels = _width(root)
-    reached, lost = _reach(graph, root)
-    found: dict[tuple[str, Side], set[_Pair]] = {}
-    passes: set[str] = set()
-    producers: set[nn.Module] = set()
-    is_output = False
-    obstacle = (
-        "the tracer cannot follow its channels through the model's reshapes" if lost else None
-    )
-    for (node, prune), pairs in reached.items():
-        consumes = graph.is_in_channel_pruning_fn(prune) and not (
-            graph.is_out_channel_pruning_fn(prune)
-        )
-        is_output = is_output or (not node.outputs and not consumes)
-        if node.type == _OPTYPE.PARAMETER:
-            name = graph._param_to_name[node.module]
-            obstacle = obstacle or f"its channels meet the bare parameter {name!r}"
-        elif node.module not in names:
-            passes.add(_function_name(node))
-        else:
-            name = names[node.module]
-            obstacle = obstacle or shared.get(name) or _unsupported(node.module, name)
-            if not consumes and isinstance(node.module, nn.Linear | _ConvNd):
-                producers.add(node.module)
-            side: Side = "in" if consumes and not is_depthwise(node.module) else "out"
-            found.setdefault((name, side), set()).update(pairs)
-    taps = []
-    for (layer, side), pairs in found.items():
-        index = _index_table(channels, pairs)
-        if index is None:
-            obstacle = obstacle or f"its channels reach {layer!r} unevenly"
-        else:
-            taps.append(Tap(layer=layer, side=side, index=index))
-    taps.sort(key=lambda tap: (position.get(tap.layer, len(position)), tap.side))
-    if not is_output and obstacle is None and all(tap.side == "out" for tap in taps):
-        obstacle = "no layer that could be thinned consumes its channels"
-    # A wider producer, of which this coupling is a part, gives it no name.
-    whole = {names[p] for p in producers if _width(p) == channels and not is_depthwise(p)}
-    coupling = Coupling(
-        name=next((tap.layer for tap in taps if tap.layer in whole), names[root]),
-        channels=channels,
-        taps=tuple(taps),
-        passes=frozenset(passes),
-        is_output=is_output,
-        obstacle=obstacle,
-    )
-    return coupling, producers
+    members: Sequence[int],
+    touched: Mapping[_Entry, tuple[Indices, Indices]],
+    model: nn.Module,
+    taken: set[str],
+) -> Coupling | None:
+    """Return the coupling of some classes; None where no layer produces them.
 
-
-def _reach(graph: Any, root: nn.Module) -> tuple[dict[tuple[Any, Any], set[_Pair]], bool]:
-    """Follow all output channels of `root` along the dependencies to every node.
-
-    This is Torch-Pruning's `get_pruning_group` with a limit: on some networks (Swin) its index
-    maps expand the indices at every reshape, without end.
-
-    Returns:
-        By node and pruning function, pairs of a channel of the root and the node's own position
-        that stands for it; and whether the limit was met.
+    Args:
+        members: The classes.
+        touched: Positions and their classes by layer side, in forward order.
+        model: The model.
+        taken: Names of other couplings.
     """
-    first = (graph.module2node[root], graph.get_pruner_of_module(root).prune_out_channels)
-    start = [_HybridIndex(idx=i, root_idx=i) for i in range(_width(root))]
-    reached: dict[tuple[Any, Any], set[_Pair]] = {first: {(i, i) for i in range(_width(root))}}
-    waiting = [(*first, start)]
-    while waiting:
-        node, prune, indices = waiting.pop()
-        for dependency in node.dependencies:
-            if not dependency.is_triggered_by(prune):
-                continue
-            mapped = indices
-            for mapping in dependency.index_mapping:
-                mapped = mapped if mapping is None else mapping(mapped)
-            known = reached.setdefault((dependency.target, dependency.handler), set())
-            fresh = [i for i in mapped if (i.root_idx, i.idx) not in known]
-            known.update((i.root_idx, i.idx) for i in fresh)
-            if len(known) > _MOST_INDICES:
-                return reached, True
-            if fresh:
-                waiting.append((dependency.target, dependency.handler, fresh))
-    return {key: pairs for key, pairs in reached.items() if pairs}, False
+    producers = {}
+    for (layer, side), (where, _) in touched.items():
+        module = model.get_submodule(layer)
+        if side == "out" and isinstance(module, nn.Linear | _ConvNd) and not is_depthwise(module):
+            producers[layer] = len(where) == len(module.weight)
+    if not producers:
+        return None
+    # A wider producer, of which this coupling is a part, gives it no name if another can.
+    names = sorted(producers, key=lambda layer: (layer in taken, not producers[layer]))
+    name = names[0]
+    number = 2
+    while name in taken:
+        name, number = f"{names[0]}#{number}", number + 1
+    first = touched[names[0], "out"][1]
+    order = list(dict.fromkeys(first.tolist()))
+    order += sorted(set(members) - set(order))
+    rank = {member: index for index, member in enumerate(order)}
+    taps = []
+    for entry, (where, classes) in touched.items():
+        rows = np.array([rank[one] for one in classes.tolist()])
+        # Merged classes are uneven: such a coupling is frozen and needs no table.
+        even = np.bincount(rows, minlength=len(order))
+        width = int(even[0]) if len(set(even.tolist())) == 1 else 0
+        index = where[np.lexsort((where, rows))] if width else where[:0]
+        taps.append(Tap(layer=entry[0], side=entry[1], index=index.reshape(len(order), width)))
+    channels = len(order) if all(tap.index.size for tap in taps) else len(first)
+    return Coupling(name=name, channels=channels, taps=tuple(taps))
+
+
+def _with_obstacle(coupling: Coupling, shared: Mapping[str, str]) -> Coupling:
+    """Add what stands against cutting its layers, unless something else does already."""
+    reason = next((shared[layer] for layer in coupling.layers if layer in shared), None)
+    if coupling.obstacle is not None or reason is None:
+        return coupling
+    return dataclasses.replace(coupling, obstacle=reason)
 
 
 def _shared_tensors(model: nn.Module) -> dict[str, str]:
@@ -200,37 +254,3 @@ def _shared_tensors(model: nn.Module) -> dict[str, str]:
         if len(names) > 1
         for name in names
     }
-
-
-def _function_name(node: Any) -> str:
-    pads = getattr(node.grad_fn, "_saved_pad", None)
-    # From the last dimension backwards, two each: from the third pair on of `B C H W`, channels.
-    if pads is not None and any(pads[4:]):
-        return CHANNEL_PADDING
-    return str(node.type.name).lower()
-
-
-def _unsupported(module: nn.Module, name: str) -> str | None:
-    """Return why the layer cannot be thinned by slicing its tensors, or None."""
-    if isinstance(module, nn.Linear | _ConvNd):
-        if "weight" not in module._parameters:
-            return f"the weights of {name!r} are re-parametrised"
-        if isinstance(module, _ConvTransposeNd):
-            return f"{name!r} is a transposed convolution"
-        if isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module):
-            return f"{name!r} is a convolution in {module.groups} groups"
-        return None
-    if isinstance(module, _NormBase | nn.PReLU):
-        return None
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        return f"{type(module).__name__} {name!r} mixes its channels into one statistic"
-    return f"{type(module).__name__} {name!r} cannot be thinned"
-
-
-def _index_table(channels: int, pairs: set[_Pair]) -> Indices | None:
-    """Return the `channels x m` table of a layer side; None where rows differ in length."""
-    rows = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-    counts = np.bincount(rows[:, 0], minlength=channels)
-    if len(set(counts)) != 1 or len(set(rows[:, 1])) != len(rows):
-        return None
-    return np.ascontiguousarray(rows[:, 1].reshape(channels, -1))

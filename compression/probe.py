@@ -20,7 +20,6 @@ from compression.counting import count_params
 from compression.coupling import Coupling, Indices
 from compression.equivalence import FORWARD_ERRORS, TOLERANCE, equivalence_gap
 from compression.errors import NotCertified
-from compression.graph import CHANNEL_PADDING
 from compression.surgery import cuts_of, thin
 
 IS_OUTPUT = "its channels are the model's outputs"
@@ -95,8 +94,6 @@ class Probe:
                 "without these channels the model is not the same model with these channels "
                 f"ignored (outputs differ by {gap:.2g} of their scale)"
             )
-        if any(CHANNEL_PADDING in coupling.passes for coupling in couplings):
-            return "its channels pass through padding whose alignment pruning would break"
         return fault
 
     def _changes_outputs(self, thinned: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from compression.attention import open_to_fewer_heads
 from compression.coupling import Coupling, Indices
 from compression.errors import CompressionError
 
@@ -24,10 +25,15 @@ class Cut:
     Attributes:
         kept_in: Ascending positions of its input side that stay; None where all do.
         kept_out: The same for its output side.
+        parameters: By name, parameters of an attention layer's own that lose positions: the axis
+            and what stays along it.
+
+    Positions on the input side are those of the weight's second axis, inside one group.
     """
 
     kept_in: Indices | None = None
     kept_out: Indices | None = None
+    parameters: Mapping[str, tuple[int, Indices]] = dataclasses.field(default_factory=dict)
 
 
 def cuts_of(
@@ -41,6 +47,7 @@ def cuts_of(
         kept: For some of them, by name: ascending channels that stay.
     """
     removed: dict[str, dict[str, list[Indices]]] = {}
+    own: dict[str, dict[str, tuple[int, Indices]]] = {}
     for coupling in couplings:
         if coupling.name not in kept:
             continue
@@ -50,22 +57,30 @@ def cuts_of(
             removed.setdefault(tap.layer, {}).setdefault(tap.side, []).append(
                 tap.index[gone].ravel()
             )
-    cuts = {}
+        for cut in coupling.parameters:
+            stays = np.sort(cut.index[~gone].ravel())
+            own.setdefault(cut.layer, {})[cut.parameter] = (cut.axis, stays)
+    cuts = {layer: Cut(parameters=parameters) for layer, parameters in own.items()}
     for layer, sides in removed.items():
         widths = dict(zip(("in", "out"), widths_of(model.get_submodule(layer)), strict=True))
         rest = {
             side: np.setdiff1d(np.arange(widths[side]), np.concatenate(lost), assume_unique=True)
             for side, lost in sides.items()
         }
-        cuts[layer] = Cut(kept_in=rest.get("in"), kept_out=rest.get("out"))
+        cuts[layer] = Cut(
+            kept_in=rest.get("in"), kept_out=rest.get("out"), parameters=own.get(layer, {})
+        )
     return cuts
 
 
 def widths_of(module: nn.Module) -> tuple[int, int]:
-    """Return the channels (features) that a layer takes and gives, by its attributes."""
+    """Return the lengths of the two axes that a layer can be cut along, by its attributes.
+
+    Input and output channels (features); the input channels of one group, where it has groups.
+    """
     match module:
         case _ConvNd():
-            return module.in_channels, module.out_channels
+            return module.in_channels // module.groups, module.out_channels
         case nn.Linear():
             return module.in_features, module.out_features
         case _NormBase():
@@ -111,6 +126,9 @@ def thin(model: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
     thinned: nn.Module = copy.deepcopy(model, replaced)
     for layer, cut in cuts.items():
         _set_attributes(thinned.get_submodule(layer), cut)
+    for layer, cut in cuts.items():
+        if cut.parameters:
+            open_to_fewer_heads(thinned.get_submodule(layer))
     return thinned
 
 
@@ -127,6 +145,9 @@ def _slices(module: nn.Module, cut: Cut) -> list[tuple[Tensor, Tensor]]:
         if cut.kept_in is not None and name == "weight":
             rest = rest.index_select(1, torch.from_numpy(cut.kept_in))
         pairs.append((tensor, rest))
+    for name, (axis, kept) in cut.parameters.items():
+        parameter = module.get_parameter(name)
+        pairs.append((parameter, parameter.index_select(axis, torch.from_numpy(kept))))
     return pairs
 
 
@@ -139,7 +160,8 @@ def _set_attributes(module: nn.Module, cut: Cut) -> None:
             if outputs is not None:
                 module.in_channels = module.out_channels = module.groups = outputs
         case _ConvNd():
-            module.in_channels = module.in_channels if inputs is None else inputs
+            if inputs is not None:
+                module.in_channels = inputs * module.groups
             module.out_channels = module.out_channels if outputs is None else outputs
         case nn.Linear():
             module.in_features = module.in_features if inputs is None else inputs

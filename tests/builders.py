@@ -195,6 +195,28 @@ class SharedNet(nn.Module):
         return logits
 
 
+class OddConvs(nn.Module):
+    """Convolutions whose strides, paddings and dilations differ by axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.odd = nn.Conv2d(12, 10, (3, 5), stride=(2, 1), padding=(1, 4), dilation=(1, 2))
+        self.norm = nn.BatchNorm2d(10)
+        self.same = nn.Conv2d(10, 14, 3, padding="same", padding_mode="reflect", bias=False)
+        self.point = nn.Conv2d(14, 16, 1, stride=2)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.hidden = nn.Linear(16 * 4, 20)
+        self.classifier = nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = functional.relu(self.norm(self.odd(functional.relu(self.stem(x)))))
+        out = functional.relu(self.point(functional.relu(self.same(out))))
+        out = functional.adaptive_avg_pool2d(self.depthwise(out), 2).flatten(1)
+        logits: Tensor = self.classifier(functional.relu(self.hidden(out)))
+        return logits
+
+
 class MeanPooledResNet(CifarResNet):
     """ResNet-20 with another pooling: Torch-Pruning cuts its residual stream without an error.
 
