@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from compression.apply import Applied
+from compression.apply import Applied, Stage
+from compression.catalogue import PRIMITIVES
 from compression.counting import count_macs, count_params
-from compression.equivalence import TOLERANCE, equivalence_gap
+from compression.equivalence import FORWARD_ERRORS, TOLERANCE
 from compression.errors import NotCertified
 from compression.plan import Plan
+from compression.primitives.prune_channels import ChannelPruning, Removal
 from compression.surgery import is_depthwise
 
 
@@ -22,79 +26,104 @@ def certify(
     input_shape: tuple[int, int, int],
     *,
     thorough: bool = True,
+    since: int = 0,
 ) -> None:
     """Check that `applied` is what `plan` says and nothing else, or raise.
 
-    Always checked: the patch keeps what the plan decides; names, shapes and attributes of all
-    layers agree with each other; parameters fell and equal the cost table, to the digit; no
-    storage is shared with the dense model; one input gives finite outputs of the dense shape;
-    masked-dense equivalence within `TOLERANCE`, in float32 and, where that is too coarse, in
-    float64.
+    Always checked: every primitive's own invariant, between what it was given and what it made
+    (for removed channels: masked-dense equivalence within `TOLERANCE`, in float32 and, where that
+    is too coarse, in float64); the patch keeps what the plan decides; names, shapes and
+    attributes of all layers agree with each other; parameters equal the cost table, to the digit,
+    and fell where the plan removes some; no storage is shared with the dense model; one input
+    gives finite outputs of the dense shape.
 
-    Must run before weights change (recalibration, training): the equivalence is of the weights
-    as they were cut.
+    Must run before weights change (recalibration, training): the invariants are of the weights
+    as they were made.
 
     Args:
         dense: The model before, in eval mode.
         applied: What `apply` returned.
         plan: The plan it was given.
         input_shape: C, H, W of one input.
-        thorough: Also: MACs by running equal the cost table; a batch of three gives what its
-            first input gives alone; gradients are finite. The cheap form is meant for proxy
-            scores, the whole one for everything that may become a result.
+        thorough: Also: equivalence on three inputs; MACs by running equal the cost table; a batch
+            of three gives what its first input gives alone; gradients are finite. The cheap form
+            is meant for proxy scores, the whole one for everything that may become a result.
+
+        since: Number of stages that were certified before, when they were made; what they made
+            may have been trained since.
 
     Raises:
         NotCertified: A check failed; the message names the site or layer, and the check.
     """
-    _check_patch(applied, plan)
-    _check_layers(dense, applied)
-    _check_counts(dense, applied, plan)
     x = torch.randn(
         3 if thorough else 1, *input_shape, generator=torch.Generator().manual_seed(1)
     ).to(_dtype(dense))
-    gap = equivalence_gap(dense, applied.model, applied.cuts, x)
-    if not gap <= TOLERANCE:
-        raise NotCertified(
-            f"{_sites(plan)}: the thin model differs from the dense model without the removed "
-            f"channels by {gap:.2g} of the output scale; {TOLERANCE:g} is allowed"
-        )
+    _check_plan(applied, plan)
+    for stage in applied.stages[since:]:
+        if isinstance(stage.record, Removal):
+            _check_removal(stage, stage.record, plan, x)
+        else:
+            PRIMITIVES[stage.kind].verify(stage.before, stage.after, stage.record)
+    _check_storage(dense, applied)
+    for name, module in applied.model.named_modules():
+        _check_attributes(name, module)
+    _check_counts(dense, applied, plan)
+    _check_outputs(dense, applied, x[:1], plan)
     if thorough:
         _check_macs(applied, input_shape)
         _check_batch_and_gradients(applied.model, x, plan)
 
 
-def _check_patch(applied: Applied, plan: Plan) -> None:
-    decisions = plan.prune_channels()
-    if set(decisions) != set(applied.patch.kept):
-        differing = sorted(set(decisions) ^ set(applied.patch.kept))
-        raise NotCertified(f"Plan and patch decide different sites: {differing}")
-    for site, decision in decisions.items():
-        kept = len(applied.patch.kept[site])
+def _check_plan(applied: Applied, plan: Plan) -> None:
+    done = {stage.kind: stage.decisions for stage in applied.stages}
+    for kind in PRIMITIVES:
+        differing = sorted(set(plan.of_kind(kind)) ^ set(done.get(kind, {})))
+        if differing:
+            raise NotCertified(f"Plan and patch decide different sites ({kind}): {differing}")
+
+
+def _check_removal(stage: Stage, removal: Removal, plan: Plan, x: Tensor) -> None:
+    for site, decision in plan.prune_channels().items():
+        kept = len(removal.kept.get(site, ()))
         if kept != decision.keep_channels:
             raise NotCertified(
                 f"Site {site!r} keeps {kept} channels; the plan keeps {decision.keep_channels}"
             )
-
-
-def _check_layers(dense: nn.Module, applied: Applied) -> None:
-    before, after = dict(dense.named_modules()), dict(applied.model.named_modules())
+    before, after = dict(stage.before.named_modules()), dict(stage.after.named_modules())
     if [(n, type(m)) for n, m in before.items()] != [(n, type(m)) for n, m in after.items()]:
         raise NotCertified("The thin model has other layers than the dense one")
-    ours = {tensor.data_ptr() for tensor in dense.state_dict().values() if tensor.numel()}
-    for name, tensor in applied.model.state_dict().items():
-        if tensor.data_ptr() in ours:
-            raise NotCertified(f"{name!r} shares its storage with the dense model")
-    for layer, cut in applied.cuts.items():
+    for layer, cut in removal.cuts.items():
         passing = is_depthwise(before[layer])
         old, new = (_tensor_widths(m, passing) for m in (before[layer], after[layer]))
-        for side, kept in (("in", cut.kept_in), ("out", cut.kept_out)):
-            wanted = old.get(side) if kept is None else len(kept)
+        for side, kept_side in (("in", cut.kept_in), ("out", cut.kept_out)):
+            wanted = old.get(side) if kept_side is None else len(kept_side)
             if new.get(side) != wanted:
                 raise NotCertified(
                     f"Layer {layer!r} has {new.get(side)} {side} channels; {wanted} should stay"
                 )
-    for name, module in after.items():
-        _check_attributes(name, module)
+    ChannelPruning().verify(stage.before, stage.after, dataclasses.replace(removal, probe=x))
+
+
+def _check_storage(dense: nn.Module, applied: Applied) -> None:
+    ours = {tensor.data_ptr() for tensor in dense.state_dict().values() if tensor.numel()}
+    for name, tensor in applied.model.state_dict().items():
+        if tensor.data_ptr() in ours:
+            raise NotCertified(f"{name!r} shares its storage with the dense model")
+
+
+def _check_outputs(dense: nn.Module, applied: Applied, x: Tensor, plan: Plan) -> None:
+    with torch.no_grad():
+        wanted: Tensor = dense(x)
+        try:
+            found: Tensor = applied.model(x)
+        except FORWARD_ERRORS as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise NotCertified(f"{_sites(plan)}: the forward pass fails: {reason}") from error
+    if found.shape != wanted.shape or not torch.isfinite(found).all():
+        raise NotCertified(
+            f"{_sites(plan)}: outputs are {tuple(found.shape)} or not finite; the dense model "
+            f"gives {tuple(wanted.shape)}"
+        )
 
 
 def _tensor_widths(module: nn.Module, passing: bool) -> dict[str, int]:
@@ -134,7 +163,8 @@ def _check_attributes(name: str, module: nn.Module) -> None:
 
 def _check_counts(dense: nn.Module, applied: Applied, plan: Plan) -> None:
     before, after = count_params(dense), count_params(applied.model)
-    if plan.prune_channels() and not after < before:
+    removes = plan.prune_channels() or plan.dropped() or plan.factorize()
+    if removes and not after < before:
         raise NotCertified(f"{_sites(plan)}: parameters did not fall; {before} before and after")
     if after != applied.cost.params:
         raise NotCertified(
@@ -177,6 +207,6 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _sites(plan: Plan) -> str:
-    names = sorted(plan.prune_channels())
+    names = [name for name, _ in plan.decisions]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"Sites {', '.join(repr(n) for n in names[:3])}{more}" if names else "Dense plan"

@@ -1,4 +1,4 @@
-"""The record of a removal: which channels of every site stayed."""
+"""The record of how a module came about: what every primitive left, in the order of application."""
 
 from __future__ import annotations
 
@@ -6,50 +6,56 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from compression.decisions import DECISIONS
 from compression.errors import CheckpointInvalid
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Patch:
-    """Kept channels by site: with the dense model it gives the same thinner model, bit for bit.
+    """What was done to the dense module, stage by stage: it rebuilds the structure without data.
 
-    A plan says how many channels stay and by which criterion; a patch says which ones. So a
-    patch needs no data to be replayed, even when the criterion did.
+    A plan says how many channels stay and by which criterion; a patch says which ones. Channels
+    that were only removed replay bit for bit; weights that a primitive computed (factors, shared
+    values) come with the checkpoint.
 
     Attributes:
-        kept: Ascending channel numbers of the dense model by site, at least one each.
+        stages: Kind of decision and what its primitive recorded (JSON data), as applied.
     """
 
-    VERSION: ClassVar[int] = 1
-    kept: Mapping[str, tuple[int, ...]]
+    VERSION: ClassVar[int] = 2
+    stages: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
     def __post_init__(self) -> None:
-        for site, channels in self.kept.items():
-            if not channels or channels[0] < 0 or list(channels) != sorted(set(channels)):
-                raise CheckpointInvalid(
-                    f"Patch of site {site!r}: kept channels {list(channels)[:8]} are empty, "
-                    "negative or not ascending"
-                )
+        kinds = [kind for kind, _ in self.stages]
+        if kinds != [kind for kind in DECISIONS if kind in kinds]:
+            raise CheckpointInvalid(
+                f"Patch has the stages {kinds}; known, in order: {[*DECISIONS]}"
+            )
+
+    def stage(self, kind: str) -> Mapping[str, Any] | None:
+        """Return what the primitive of a kind recorded; None where it did nothing."""
+        return next((record for name, record in self.stages if name == kind), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data: `{"version": 1, "kept": {site: [channel, ...]}}`."""
-        kept = {site: list(self.kept[site]) for site in sorted(self.kept)}
-        return {"version": self.VERSION, "kept": kept}
+        """Return plain JSON data: `{"version": 2, "stages": [[kind, record], ...]}`."""
+        stages = [[kind, dict(record)] for kind, record in self.stages]
+        return {"version": self.VERSION, "stages": stages}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Patch:
         """Rebuild a patch.
 
         Raises:
-            CheckpointInvalid: The version is not ours or the channels are no channel numbers.
+            CheckpointInvalid: The version is not ours or the stages are not what we write.
         """
         if data.get("version") != Patch.VERSION:
             raise CheckpointInvalid(
                 f"Patch version is {data.get('version')!r}; {Patch.VERSION} is known"
             )
-        kept = data.get("kept")
-        if not isinstance(kept, Mapping) or not all(
-            isinstance(c, list) and all(type(i) is int for i in c) for c in kept.values()
+        stages = data.get("stages")
+        if not isinstance(stages, list) or not all(
+            isinstance(stage, list) and len(stage) == 2 and isinstance(stage[1], Mapping)
+            for stage in stages
         ):
-            raise CheckpointInvalid("Patch has no 'kept' object of lists of channel numbers")
-        return Patch({site: tuple(channels) for site, channels in kept.items()})
+            raise CheckpointInvalid("Patch has no 'stages' list of kind and record")
+        return Patch(tuple((kind, record) for kind, record in stages))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import nn
 
 from compression.cost import CostTable, PlanCost
+from compression.decisions import Decision
 from compression.methods import Methods
-from compression.plan import Decision
+from compression.primitives.context import ModuleContext
+from compression.primitives.record import ModuleRecord
 from compression.site import Site, SiteKind
 
-Need = Literal["calibration", "labels", "gradients"]
+Need = Literal["calibration", "labels", "gradients", "training", "teacher"]
 
 Subject = TypeVar("Subject")
 """What the primitive changes: a torch module, or an exported graph."""
@@ -64,7 +68,7 @@ class Primitive(Protocol[Subject, Context_contra, Record]):
         """Return what this primitive is."""
         ...
 
-    def applicable(self, site: Site) -> str | None:
+    def applicable(self, site: Site, costs: CostTable) -> str | None:
         """Return why no decision of this kind may attach to `site`; None if one may."""
         ...
 
@@ -108,4 +112,28 @@ class Primitive(Protocol[Subject, Context_contra, Record]):
 
     def constraints(self) -> Constraints:
         """Return how it fits with others."""
+        ...
+
+
+ModuleRecordT = TypeVar("ModuleRecordT", bound=ModuleRecord)
+
+
+class ModulePrimitive(Primitive[nn.Module, ModuleContext, ModuleRecordT], Protocol[ModuleRecordT]):
+    """A primitive that changes the torch module, and can rebuild the structure it made."""
+
+    def replay(
+        self, subject: nn.Module, record: Mapping[str, Any], context: ModuleContext
+    ) -> nn.Module:
+        """Return a module of the structure that `apply` made of `subject`, without any data.
+
+        Weights that were computed from data are not rebuilt; they come with the checkpoint.
+
+        Args:
+            subject: What `apply` was given.
+            record: `to_json` of the record that it left.
+            context: Of the same dense model.
+
+        Raises:
+            PlanInvalid: The record does not fit the subject.
+        """
         ...

@@ -7,64 +7,30 @@ Reference:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compression.afford import INPUT_SELECTORS, LABELLED_SELECTORS
 from compression.cost import CostTable, PlanCost
-from compression.coupling import Coupling, Indices
+from compression.coupling import Coupling
+from compression.decisions import Decision, PruneChannels
 from compression.equivalence import TOLERANCE, equivalence_gap
 from compression.errors import NotCertified, PlanInvalid
 from compression.methods import PRIMITIVES, Methods, keep_choices
-from compression.patch import Patch
-from compression.plan import Decision, Plan, PruneChannels
+from compression.plan import Plan
+from compression.primitives.context import ModuleContext
 from compression.primitives.primitive import Constraints, Description, Need
-from compression.selectors.selector import Batch, Selector
+from compression.primitives.rankings import Rankings
+from compression.primitives.refit import refit
+from compression.recover.hook import Hook
 from compression.site import Site
 from compression.surgery import Cut, cuts_of, thin
-
-
-class Rankings:
-    """The couplings of a model and the order of importance of their channels.
-
-    The order by a selector is computed on its first use and kept, so a warm worker ranks once.
-
-    Attributes:
-        couplings: By site.
-    """
-
-    def __init__(
-        self,
-        couplings: Mapping[str, Coupling],
-        selectors: Mapping[str, Selector],
-        batches: Sequence[Batch] = (),
-    ) -> None:
-        self.couplings = couplings
-        self._selectors = selectors
-        self._batches = batches
-        self._orders: dict[str, Mapping[str, Indices]] = {}
-
-    def order(self, model: nn.Module, selector: str) -> Mapping[str, Indices]:
-        """Return the channels of every site, most important first; equal ones ascending.
-
-        Raises:
-            PlanInvalid: The selector is unknown, or needs labelled batches and there are none.
-        """
-        if selector not in self._orders:
-            chosen = self._selectors.get(selector)
-            if chosen is None:
-                known = ", ".join(self._selectors)
-                raise PlanInvalid(f"Unknown selector {selector!r}; known: {known}")
-            if chosen.needs_labels and not self._batches:
-                raise PlanInvalid(f"Selector {selector!r} needs labelled batches; there are none")
-            scores = chosen.scores(model, tuple(self.couplings.values()), self._batches)
-            self._orders[selector] = {
-                site: np.argsort(-score, kind="stable") for site, score in scores.items()
-            }
-        return self._orders[selector]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,27 +38,24 @@ class Removal:
     """What a pruning left, and what it can be checked with.
 
     Attributes:
-        patch: Kept channels by site.
+        kept: Ascending channel numbers of the dense model by site, at least one each.
         cuts: What stayed of every layer that lost something.
         probe: `B x C x H x W` inputs for the equivalence check.
+        thinned: The thin model before its consumers were refitted; None where they were not.
     """
 
-    patch: Patch
+    kept: Mapping[str, tuple[int, ...]]
     cuts: Mapping[str, Cut]
     probe: Tensor
+    thinned: nn.Module | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data: `{"kept": {site: [channel, ...]}}`."""
+        return {"kept": {site: list(self.kept[site]) for site in sorted(self.kept)}}
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PruningContext:
-    """What channel pruning needs beside the model.
-
-    Attributes:
-        rankings: Of the dense model.
-        input_shape: C, H, W of one input.
-    """
-
-    rankings: Rankings
-    input_shape: tuple[int, int, int]
+    def invariants(self) -> Sequence[Hook]:
+        """Return none: a thinner network stays thin."""
+        return ()
 
 
 class ChannelPruning:
@@ -108,7 +71,7 @@ class ChannelPruning:
             deterministic=True,
         )
 
-    def applicable(self, site: Site) -> str | None:
+    def applicable(self, site: Site, costs: CostTable) -> str | None:
         """Return why channels of `site` cannot be removed; None if they can."""
         if site.kind != "channels":
             return f"site {site.name!r} has no channels"
@@ -127,60 +90,93 @@ class ChannelPruning:
         )
 
     def needs(self, decision: Decision) -> frozenset[Need]:
-        """Return labels and gradients for `taylor`, nothing for the other selectors."""
-        taylor = isinstance(decision, PruneChannels) and decision.selector == "taylor"
-        return frozenset({"labels", "gradients"}) if taylor else frozenset()
+        """Return what the selector and the refit look at."""
+        assert isinstance(decision, PruneChannels)
+        found: set[Need] = set()
+        if decision.selector in LABELLED_SELECTORS:
+            found |= {"labels", "gradients"}
+        if decision.selector in INPUT_SELECTORS or decision.refit != "none":
+            found |= {"calibration"}
+        return frozenset(found)
 
     def estimate(self, site: Site, decision: Decision, costs: CostTable) -> PlanCost:
         """Return the exact costs of the model with this decision alone."""
         return costs.cost(Plan.of({site.name: [decision]}))
 
     def apply(
-        self, subject: nn.Module, decisions: Mapping[str, Decision], context: PruningContext
+        self, subject: nn.Module, decisions: Mapping[str, Decision], context: ModuleContext
     ) -> tuple[nn.Module, Removal]:
-        """Return a thinner copy of the dense `subject`, and what was kept.
+        """Return a thinner copy of `subject`, the dense model or that with blocks dropped.
 
         Raises:
             PlanInvalid: A site is unknown, keeps more channels than it has, or its selector
                 cannot run.
         """
         kept = {
-            site: _kept(subject, site, decision, context.rankings)
+            site: _kept(site, decision, context)
             for site, decision in decisions.items()
             if isinstance(decision, PruneChannels)
         }
-        return self.replay(subject, Patch(kept), context)
+        thinned, removal = self._remove(subject, kept, context)
+        asked = {d.refit for d in decisions.values() if isinstance(d, PruneChannels)}
+        if asked == {"none"}:
+            return thinned, removal
+        if asked != {"least_squares"}:
+            raise PlanInvalid(f"A plan refits everywhere or nowhere; this one asks for {asked}")
+        if not context.calibration:
+            raise PlanInvalid("refit 'least_squares' needs calibration inputs; there are none")
+        fitted = copy.deepcopy(thinned)
+        refit(subject, fitted, removal.cuts, context.calibration)
+        return fitted, dataclasses.replace(removal, thinned=thinned)
 
     def replay(
-        self, subject: nn.Module, patch: Patch, context: PruningContext
-    ) -> tuple[nn.Module, Removal]:
-        """Return what `apply` returned when it left this patch, bit for bit.
+        self, subject: nn.Module, record: Mapping[str, Any], context: ModuleContext
+    ) -> nn.Module:
+        """Return what `apply` returned, bit for bit, had it not refitted.
 
         Raises:
             PlanInvalid: A site is unknown or has no such channel.
         """
-        couplings = context.rankings.couplings
-        for site, channels in patch.kept.items():
+        kept = {site: tuple(channels) for site, channels in record["kept"].items()}
+        for site, channels in kept.items():
             width = _coupling(site, context.rankings).channels
-            if channels[-1] >= width:
+            if list(channels) != sorted({c for c in channels if 0 <= c < width}) or not channels:
                 raise PlanInvalid(
-                    f"Site {site!r} has {width} channels; the patch keeps number {channels[-1]}"
+                    f"Site {site!r} has {width} channels; the patch keeps {list(channels)[:8]}, "
+                    "which is not an ascending choice of them"
                 )
-        kept = {site: np.array(channels, dtype=np.int64) for site, channels in patch.kept.items()}
-        cuts = cuts_of(subject, couplings.values(), kept)
+        return self._remove(subject, kept, context)[0]
+
+    @staticmethod
+    def _remove(
+        subject: nn.Module, kept: Mapping[str, tuple[int, ...]], context: ModuleContext
+    ) -> tuple[nn.Module, Removal]:
+        indices = {site: np.array(channels, dtype=np.int64) for site, channels in kept.items()}
+        here = {name for name, _ in subject.named_modules()}
+        # Layers of dropped blocks lose nothing any more.
+        couplings = [
+            dataclasses.replace(
+                c,
+                taps=tuple(tap for tap in c.taps if tap.layer in here),
+                parameters=tuple(tap for tap in c.parameters if tap.layer in here),
+            )
+            for c in context.rankings.couplings.values()
+        ]
+        cuts = cuts_of(subject, couplings, indices)
         probe = torch.randn(1, *context.input_shape, generator=torch.Generator().manual_seed(0))
-        return thin(subject, cuts), Removal(patch=patch, cuts=cuts, probe=probe)
+        return thin(subject, cuts), Removal(kept=kept, cuts=cuts, probe=probe)
 
     def verify(self, before: nn.Module, after: nn.Module, record: Removal) -> None:
-        """Check that `after` equals `before` with the removed channels ignored.
+        """Check that `after`, before any refit, equals `before` without the removed channels.
 
         Raises:
             NotCertified: It differs by more than `equivalence.TOLERANCE`.
         """
-        gap = equivalence_gap(before, after, record.cuts, record.probe)
+        thinned = after if record.thinned is None else record.thinned
+        gap = equivalence_gap(before, thinned, record.cuts, record.probe)
         if not gap <= TOLERANCE:
             raise NotCertified(
-                f"Sites {sorted(record.patch.kept)}: the thin model differs from the masked dense "
+                f"Sites {sorted(record.kept)}: the thin model differs from the masked dense "
                 f"one by {gap:.2g} of the output scale; {TOLERANCE:g} is allowed"
             )
 
@@ -196,13 +192,11 @@ def _coupling(site: str, rankings: Rankings) -> Coupling:
     return coupling
 
 
-def _kept(
-    model: nn.Module, site: str, decision: PruneChannels, rankings: Rankings
-) -> tuple[int, ...]:
-    width = _coupling(site, rankings).channels
+def _kept(site: str, decision: PruneChannels, context: ModuleContext) -> tuple[int, ...]:
+    width = _coupling(site, context.rankings).channels
     if decision.keep_channels > width:
         raise PlanInvalid(
             f"Site {site!r} has {width} channels; the plan keeps {decision.keep_channels}"
         )
-    order = rankings.order(model, decision.selector)[site]
+    order = context.rankings.order(context.dense, decision.selector)[site]
     return tuple(sorted(int(channel) for channel in order[: decision.keep_channels]))

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression.coupling import Coupling
 from compression.selectors.magnitude import Magnitude
-from compression.selectors.selector import Batch, Scores, sum_over_producers
+from compression.selectors.selector import Evidence, Scores, sum_over_producers
 
 
 class BatchNormScale:
@@ -30,10 +30,13 @@ class BatchNormScale:
         """Whether labelled batches are needed: no."""
         return False
 
-    def scores(
-        self, model: nn.Module, couplings: Sequence[Coupling], batches: Sequence[Batch]
-    ) -> Scores:
-        """Score every channel of every coupling; `batches` are not looked at."""
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether unlabelled inputs are needed: no."""
+        return False
+
+    def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
+        """Score every channel of every coupling; the evidence is not looked at."""
         scales = {
             name: module.weight.detach().abs()
             for name, module in model.named_modules()
@@ -42,4 +45,4 @@ class BatchNormScale:
         values = {f"{name}.weight": scale for name, scale in scales.items()}
         bare = [c for c in couplings if not any(tap.layer in scales for tap in c.taps)]
         scores = {c.name: sum_over_producers(values, c) for c in couplings}
-        return {**scores, **Magnitude(2).scores(model, bare, batches)}
+        return {**scores, **Magnitude(2).scores(model, bare, evidence)}

@@ -6,7 +6,8 @@ Reference:
 
 Deviations:
     Where several layers produce a channel (a residual stream), the norm is over all their
-    filters; the paper takes those of the shortcut. Depthwise filters of a channel belong to it.
+    filters; the paper takes those of the shortcut. Depthwise filters of a channel belong to it. An
+    attention head is produced by the rows of the input projection that make it.
 
 Which tensors count was chosen by measurement: CIFAR-10, half of the inner channels of every
 residual block kept, BatchNorm recalibrated on 1,000 training images, no training, top-1 % on
@@ -24,15 +25,16 @@ residual block kept, BatchNorm recalibrated on 1,000 training images, no trainin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from compression.coupling import Coupling
-from compression.selectors.selector import Batch, Scores, sum_over_producers
+from compression.selectors.selector import Evidence, Scores, sum_over_producers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,15 +52,30 @@ class Magnitude:
         """Whether labelled batches are needed: no."""
         return False
 
-    def scores(
-        self, model: nn.Module, couplings: Sequence[Coupling], batches: Sequence[Batch]
-    ) -> Scores:
-        """Score every channel of every coupling; `batches` are not looked at."""
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether unlabelled inputs are needed: no."""
+        return False
+
+    def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
+        """Score every channel of every coupling; the evidence is not looked at."""
+        del evidence
         produced = {tap.layer for c in couplings for tap in c.taps if tap.side == "out"}
         values = {
             f"{name}.weight": module.weight.detach().abs().float().pow(self.norm)
             for name, module in model.named_modules()
             if name in produced and isinstance(module, _ConvNd | nn.Linear)
         }
+        for name, parameter in model.named_parameters():
+            if name.endswith(".in_proj_weight") or name == "in_proj_weight":
+                values[name] = parameter.detach().abs().float().pow(self.norm)
         sums = {c.name: sum_over_producers(values, c) for c in couplings}
         return sums if self.norm == 1 else {name: np.sqrt(total) for name, total in sums.items()}
+
+
+def with_norms(
+    scores: Mapping[str, NDArray[np.float64]], model: nn.Module, couplings: Sequence[Coupling]
+) -> Scores:
+    """Complete scores: couplings that have none are ranked by the L2 norm of their filters."""
+    bare = [coupling for coupling in couplings if coupling.name not in scores]
+    return {**scores, **Magnitude(2).scores(model, bare, Evidence())}

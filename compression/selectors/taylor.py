@@ -25,8 +25,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from compression.coupling import Coupling
-from compression.errors import PlanInvalid
-from compression.selectors.selector import Batch, Scores, sum_over_producers
+from compression.selectors.selector import Evidence, Scores, sum_over_producers
 
 
 class Taylor:
@@ -37,16 +36,18 @@ class Taylor:
         """Whether labelled batches are needed: yes."""
         return True
 
-    def scores(
-        self, model: nn.Module, couplings: Sequence[Coupling], batches: Sequence[Batch]
-    ) -> Scores:
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether unlabelled inputs are needed: no."""
+        return False
+
+    def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling.
 
         Raises:
-            PlanInvalid: There are no batches.
+            PlanInvalid: There are no labelled batches.
         """
-        if not batches:
-            raise PlanInvalid("Selector 'taylor' needs at least one labelled batch; there is none")
+        batches = evidence.labelled("taylor")
         # Fresh leaves, so that neither the model's gradients nor its flags are touched.
         weights = {
             name: parameter.detach().clone().requires_grad_()

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compression.apply import ApplyContext, apply, replay
+from compression.apply import Applied, ApplyContext, apply, replay
+from compression.decisions import PruneChannels, Quantize
 from compression.errors import CheckpointInvalid, PlanInvalid
 from compression.patch import Patch
-from compression.plan import Plan, PruneChannels, Quantize
+from compression.plan import Plan
 from compression.site import MODEL_SITE
 from compression.survey import survey
 from tests.builders import PRUNABLE, SHAPE, MobileNet, SharedNet, seeded, surveyed_resnet
@@ -31,6 +32,13 @@ def half(context: ApplyContext, selector: str = "l2") -> Plan:
             for site in context.survey.prunable()
         }
     )
+
+
+def kept_channels(applied: Applied) -> dict[str, list[int]]:
+    stage = applied.patch.stage("prune_channels")
+    assert stage is not None
+    kept: dict[str, list[int]] = stage["kept"]
+    return kept
 
 
 def same_bits(a: nn.Module, b: nn.Module) -> bool:
@@ -95,7 +103,7 @@ def test_kept_channels_are_the_best_ranked_in_their_old_order() -> None:
     convolution = context.model.get_parameter("features.0.weight")
     norms = convolution.detach().flatten(1).norm(dim=1)
     expected = tuple(sorted(norms.topk(3).indices.tolist()))
-    assert applied.patch.kept == {"features.0": expected}
+    assert kept_channels(applied) == {"features.0": [*expected]}
     assert torch.equal(
         applied.model.get_parameter("features.0.weight"), convolution[list(expected)]
     )
@@ -108,7 +116,7 @@ def test_kept_channels_are_the_best_ranked_in_their_old_order() -> None:
 def test_a_flattened_channel_takes_its_columns_along() -> None:
     context = make_context("flatten")
     applied = apply(Plan.of({"features.4": [PruneChannels(keep_channels=5)]}), context)
-    columns = [16 * c + i for c in applied.patch.kept["features.4"] for i in range(16)]
+    columns = [16 * c + i for c in kept_channels(applied)["features.4"] for i in range(16)]
     assert torch.equal(
         applied.model.get_parameter("hidden.weight"),
         context.model.get_parameter("hidden.weight")[:, columns],
@@ -136,7 +144,7 @@ def test_precision_changes_nothing_in_the_module() -> None:
         ("conv1", 8, "l2", "'conv1' must stay whole: .*padding"),
         ("nowhere", 8, "l2", "'nowhere' is unknown"),
         ("layer1.0.conv1", 17, "l2", "has 16 channels; the plan keeps 17"),
-        ("layer1.0.conv1", 8, "best", "Unknown selector 'best'; known: l1, l2, bn_scale, taylor"),
+        ("layer1.0.conv1", 8, "best", "Unknown selector 'best'; known: l1, l2, bn_scale, fpgm"),
         ("layer1.0.conv1", 8, "taylor", "'taylor' needs labelled batches"),
     ],
 )
@@ -150,24 +158,24 @@ def test_a_plan_that_does_not_fit_is_refused(
 
 def test_a_patch_that_does_not_fit_is_refused() -> None:
     context = make_context("resnet20")
-    with pytest.raises(PlanInvalid, match="has 16 channels; the patch keeps number 16"):
-        replay(Patch({"layer1.0.conv1": (0, 16)}), context)
+    for channels in ([0, 16], [1, 0], [0, 0], [-1], []):
+        patch = Patch((("prune_channels", {"kept": {"layer1.0.conv1": channels}}),))
+        with pytest.raises(PlanInvalid, match="has 16 channels; the patch keeps"):
+            replay(patch, context)
     with pytest.raises(PlanInvalid, match="'conv1' is unknown or frozen"):
-        replay(Patch({"conv1": (0, 1)}), context)
+        replay(Patch((("prune_channels", {"kept": {"conv1": [0, 1]}}),)), context)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        {"version": 2, "kept": {}},
-        {"version": 1},
-        {"version": 1, "kept": {"a": 3}},
-        {"version": 1, "kept": {"a": []}},
-        {"version": 1, "kept": {"a": [1, 0]}},
-        {"version": 1, "kept": {"a": [0, 0]}},
-        {"version": 1, "kept": {"a": [-1, 0]}},
-        {"version": 1, "kept": {"a": [0.5]}},
-        {"version": 1, "kept": {"a": [True]}},
+        {"version": 1, "kept": {}},
+        {"version": 2},
+        {"version": 2, "stages": {"prune_channels": {}}},
+        {"version": 2, "stages": [["prune_channels"]]},
+        {"version": 2, "stages": [["prune_channels", 3]]},
+        {"version": 2, "stages": [["grow", {}]]},
+        {"version": 2, "stages": [["sparsify", {}], ["prune_channels", {}]]},
     ],
 )
 def test_a_damaged_patch_is_refused(data: dict[str, object]) -> None:

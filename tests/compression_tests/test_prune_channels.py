@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from compression.apply import ApplyContext
-from compression.catalogue import PRIMITIVES
+from compression.catalogue import GRAPH_PRIMITIVES, PRIMITIVES
 from compression.cost import CostTable
+from compression.decisions import Decision, PruneChannels
 from compression.errors import NotCertified
 from compression.methods import PRIMITIVES as NAMES
 from compression.methods import Methods
-from compression.plan import Decision, PruneChannels
+from compression.primitives.primitive import Primitive
 from compression.primitives.prune_channels import ChannelPruning
 from compression.site import Site
 from compression.survey import survey
@@ -49,7 +50,7 @@ class TestChannelPruning(PrimitiveContract):
     def subject_and_context(
         self, context: ApplyContext
     ) -> tuple[nn.Module, Any, Mapping[str, Decision]]:
-        return context.model, context.pruning, {"conv3": PruneChannels(keep_channels=5)}
+        return context.model, context.module, {"conv3": PruneChannels(keep_channels=5)}
 
     def content(self, subject: Any) -> object:
         assert isinstance(subject, nn.Module)
@@ -73,21 +74,21 @@ class TestChannelPruning(PrimitiveContract):
 
     def test_verification_finds_a_changed_weight(self, context: ApplyContext) -> None:
         decisions = {"conv3": PruneChannels(keep_channels=5)}
-        after, record = ChannelPruning().apply(context.model, decisions, context.pruning)
+        after, record = ChannelPruning().apply(context.model, decisions, context.module)
         with torch.no_grad():
             after.get_parameter("classifier.bias")[0] += 0.1
         with pytest.raises(NotCertified, match=r"\['conv3'\].*masked dense"):
             ChannelPruning().verify(context.model, after, record)
 
     def test_the_model_site_has_no_channels(self, context: ApplyContext) -> None:
-        reason = ChannelPruning().applicable(context.survey.sites[-1])
+        reason = ChannelPruning().applicable(context.survey.sites[-1], context.survey.costs)
         assert reason == "site 'model' has no channels"
 
-    def test_a_site_of_another_kind_stays_untouched(self, site: Site) -> None:
+    def test_a_frozen_site_stays_untouched(self, site: Site, costs: CostTable) -> None:
         frozen = dataclasses.replace(site, frozen="because the user said so")
-        assert ChannelPruning().applicable(frozen) == "because the user said so"
+        assert ChannelPruning().applicable(frozen, costs) == "because the user said so"
 
 
 def test_the_catalogue_is_what_jobs_may_allow() -> None:
-    assert set(PRIMITIVES) == set(NAMES)
-    assert {name: p.describe().name for name, p in PRIMITIVES.items()} == {n: n for n in NAMES}
+    primitives: dict[str, Primitive[Any, Any, Any]] = {**PRIMITIVES, **GRAPH_PRIMITIVES}
+    assert {name: p.describe().name for name, p in primitives.items()} == {n: n for n in NAMES}

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compression.apply import ApplyContext, apply
 from compression.catalogue import SELECTORS
 from compression.coupling import Coupling
 from compression.errors import PlanInvalid
 from compression.graph import trace
 from compression.methods import SELECTOR_NAMES
 from compression.models.cifar_resnet import cifar_resnet
-from compression.plan import Plan, PruneChannels
+from compression.primitives.rankings import Rankings
+from compression.selectors.selector import Evidence
+from compression.surgery import cuts_of, thin
 from compression.survey import survey
 from tests.builders import SHAPE, FlattenVgg, MobileNet, seeded
 from tests.cifar import MEAN, STD, images, labels, state_dict
@@ -32,6 +33,10 @@ def batches(count: int = 2) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def evidence(count: int = 2) -> Evidence:
+    return Evidence(batches=batches(count), calibration=[x for x, _ in batches(count)])
+
+
 def couplings(model: nn.Module) -> dict[str, Coupling]:
     return {c.name: c for c in trace(model, SHAPE) if not c.is_output}
 
@@ -45,8 +50,8 @@ def test_scores_are_finite_repeat_and_leave_the_model_alone(name: str) -> None:
     model = seeded(MobileNet)
     groups = couplings(model)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    first = SELECTORS[name].scores(model, tuple(groups.values()), batches())
-    second = SELECTORS[name].scores(model, tuple(groups.values()), batches())
+    first = SELECTORS[name].scores(model, tuple(groups.values()), evidence())
+    second = SELECTORS[name].scores(model, tuple(groups.values()), evidence())
     assert set(first) == set(groups)
     for site, scores in first.items():
         assert scores.shape == (groups[site].channels,)
@@ -61,7 +66,7 @@ def test_scores_are_finite_repeat_and_leave_the_model_alone(name: str) -> None:
 @pytest.mark.parametrize(("name", "order"), [("l1", 1), ("l2", 2)])
 def test_magnitude_is_the_norm_of_all_producers(name: str, order: int) -> None:
     model = seeded(MobileNet)
-    scores = SELECTORS[name].scores(model, tuple(couplings(model).values()), ())
+    scores = SELECTORS[name].scores(model, tuple(couplings(model).values()), Evidence())
     filters = [
         model.get_parameter(f"{layer}.weight").detach().flatten(1)
         for layer in ("stem", "blocks.0.project")
@@ -75,17 +80,19 @@ def test_bn_scale_is_the_absolute_gamma_and_falls_back_to_l2() -> None:
     with torch.no_grad():
         model.get_parameter("features.1.weight")[2] = -7.0
     groups = tuple(couplings(model).values())
-    scores = SELECTORS["bn_scale"].scores(model, groups, ())
+    scores = SELECTORS["bn_scale"].scores(model, groups, Evidence())
     gamma = model.get_parameter("features.1.weight").detach().abs().numpy()
     assert scores["features.0"] == pytest.approx(gamma)
     assert scores["features.0"].argmax() == 2
     # `features.4` has no BatchNorm.
-    assert (scores["features.4"] == SELECTORS["l2"].scores(model, groups, ())["features.4"]).all()
+    assert (
+        scores["features.4"] == SELECTORS["l2"].scores(model, groups, Evidence())["features.4"]
+    ).all()
 
 
 def test_taylor_is_the_mean_square_of_gradient_times_weight() -> None:
     model = seeded(FlattenVgg)
-    scores = SELECTORS["taylor"].scores(model, tuple(couplings(model).values()), batches())
+    scores = SELECTORS["taylor"].scores(model, tuple(couplings(model).values()), evidence())
     total = torch.zeros(24)
     for inputs, targets in batches():
         model.zero_grad()
@@ -104,24 +111,23 @@ def test_taylor_finds_the_channel_that_does_not_matter() -> None:
         model.get_parameter("classifier.weight")[:, 5] = 0.0
         model.get_parameter("hidden.weight")[5] *= 100.0
     groups = tuple(couplings(model).values())
-    scores = SELECTORS["taylor"].scores(model, groups, batches())["hidden"]
+    scores = SELECTORS["taylor"].scores(model, groups, evidence())["hidden"]
     assert scores[5] == 0.0
-    assert SELECTORS["l2"].scores(model, groups, ())["hidden"].argmax() == 5
+    assert SELECTORS["l2"].scores(model, groups, Evidence())["hidden"].argmax() == 5
 
 
 def test_taylor_without_batches_is_refused() -> None:
     model = seeded(FlattenVgg)
-    with pytest.raises(PlanInvalid, match="at least one labelled batch"):
-        SELECTORS["taylor"].scores(model, tuple(couplings(model).values()), ())
+    with pytest.raises(PlanInvalid, match="'taylor' needs labelled batches"):
+        SELECTORS["taylor"].scores(model, tuple(couplings(model).values()), Evidence())
 
 
 def test_equal_scores_keep_the_first_channels() -> None:
     model = seeded(FlattenVgg)
     with torch.no_grad():
         model.get_parameter("hidden.weight").fill_(0.5)
-    context = ApplyContext.build(model, survey(model, SHAPE), SHAPE)
-    applied = apply(Plan.of({"hidden": [PruneChannels(keep_channels=4)]}), context)
-    assert applied.patch.kept["hidden"] == (0, 1, 2, 3)
+    order = Rankings(couplings(model), SELECTORS).order(model, "l2")["hidden"]
+    assert order.tolist() == list(range(24))
 
 
 @pytest.mark.slow
@@ -132,16 +138,16 @@ def test_l2_on_trained_resnet20_beats_scale_by_far(real_data: Path) -> None:
     model.eval()
     x, y = _inputs(images(real_data, "test")[:4000:2]), labels(real_data, "test")[:4000:2]
     calibration = _inputs(images(real_data, "train_0")[:1000])
-    context = ApplyContext.build(model, survey(model, (3, 32, 32)), (3, 32, 32))
+    sites = {site.name for site in survey(model, (3, 32, 32)).prunable()}
+    groups = {c.name: c for c in trace(model, (3, 32, 32)) if c.name in sites}
+    rankings = Rankings(groups, SELECTORS)
     top1 = {}
     for selector in ("l2", "bn_scale"):
-        plan = Plan.of(
-            {
-                site.name: [PruneChannels(keep_channels=site.channels // 2, selector=selector)]
-                for site in context.survey.prunable()
-            }
-        )
-        pruned = apply(plan, context).model
+        kept = {
+            site: np.sort(order[: groups[site].channels // 2])
+            for site, order in rankings.order(model, selector).items()
+        }
+        pruned = thin(model, cuts_of(model, groups.values(), kept))
         for module in pruned.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
