@@ -16,19 +16,20 @@ from torch.nn import functional
 
 from compression.artifact import Preprocessing
 from compression.backend import Backend
-from compression.errors import CompressionError
+from compression.errors import CheckpointInvalid, CompressionError
 from compression.models.cifar_resnet import cifar_resnet
 from compression.models.digits_training import DIGITS_PREPROCESSING, train_digits
 from compression.preprocess import preprocess
 from compression.recover.augment import crop_and_flip
+from compression.recover.hook import Hook
 from compression.recover.training import (
     Curve,
     Recipe,
     TrainingData,
-    distillation_loss,
     one_cycle,
     train,
 )
+from compression.recover.training_state import Checkpoints, TrainingState
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,9 @@ def run(
         backend=options.get("backend", Backend()),
         progress=reports.append,
         breathe=options.get("breathe", lambda: None),
+        hooks=options.get("hooks", ()),
+        checkpoints=options.get("checkpoints"),
+        state=options.get("state"),
     )
     return curve, reports
 
@@ -142,15 +146,6 @@ def test_a_student_imitates_its_teacher_without_labels() -> None:
     assert accuracy(student, data) > 0.95
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, weights[key]), key
-
-
-def test_distillation_loss_by_hand() -> None:
-    student, teacher, t = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 0.0]]), 2.0
-    p = 1 / (1 + math.exp(-0.25))
-    q = 1 / (1 + math.exp(-1.0))
-    divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    assert float(distillation_loss(student, teacher, t)) == pytest.approx(4 * divergence, rel=1e-5)
-    assert float(distillation_loss(teacher, teacher, t)) == pytest.approx(0, abs=1e-7)
 
 
 def test_weights_and_biases_decay_as_stated() -> None:
@@ -233,6 +228,139 @@ def test_refusals() -> None:
         TrainingData(
             images=data.images, labels=np.zeros(3, np.int64), preprocessing=data.preprocessing
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("kd_loss", "l2", "one of .'kl', 'ce_soft', 'ce_hard'."),
+        ("feature_loss", "fsp", "one of .'none', 'cckd', 'attention', 'nst'."),
+        ("feature_weight", -1.0, "at least 0"),
+        ("mixup", 1.5, "in .0, 1."),
+        ("average", "swa", "one of .'none', 'ema', 'tail'."),
+        ("average_decay", 1.0, "in .0, 1."),
+        ("average_tail", 0.0, "in .0, 1."),
+        ("early_stop", 0, "at least 1"),
+    ],
+)
+def test_fields_are_validated(field: str, value: Any, limit: str) -> None:
+    with pytest.raises(CompressionError, match=f"Recipe's {field} is {value}; it must be {limit}"):
+        Recipe(**{field: value})
+
+
+class Drifting(Hook):
+    """Pulls the first bias to a number that every step changes."""
+
+    def start(self, model: nn.Module, total_steps: int) -> None:
+        self.target = torch.zeros(())
+
+    def penalty(self, model: nn.Module, step: int) -> Tensor:
+        return (model.get_parameter("0.bias") - self.target).square().mean()
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        self.target = self.target + model.get_parameter("6.bias").detach().mean()
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {"target": self.target}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.target = state["target"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backend"),
+    [
+        (Recipe(steps=23, batch_size=32, mixup=0.5, average="ema"), Backend()),
+        (
+            Recipe(steps=23, batch_size=32, average="tail", feature_loss="cckd", early_stop=9),
+            Backend(channels_last=True, bf16=True),
+        ),
+    ],
+)
+def test_interrupted_is_uninterrupted(recipe: Recipe, backend: Backend) -> None:
+    """Bit for bit, with dropout, augmentation, averages and a hook that remembers."""
+    data, teacher = digits(100), small_net(seed=3)  # three batches an epoch
+    states: list[bytes] = []
+    keep = Checkpoints(every_steps=7, keep=lambda state: states.append(state.to_bytes()))
+    options: dict[str, Any] = {"teacher": teacher, "backend": backend}
+    model = small_net()
+    curve, reports = run(model, data, recipe, hooks=(Hook(), Drifting()), **options)
+    watched = small_net()
+    run(watched, data, recipe, hooks=(Hook(), Drifting()), checkpoints=keep, **options)
+    assert len(states) == 3
+    for number, written in enumerate(states):
+        state = TrainingState.from_bytes(written)
+        assert state.step == 7 * (number + 1)
+        resumed = small_net(seed=9)  # its weights come from the state
+        again, later = run(
+            resumed, data, recipe, 77, hooks=(Hook(), Drifting()), state=state, **options
+        )
+        assert again == curve
+        assert later == reports[-len(later) :]
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[key]), key
+            assert torch.equal(value, watched.state_dict()[key]), key
+
+
+def test_a_state_fits_one_training_only() -> None:
+    data, recipe, states = digits(64), Recipe(steps=4, batch_size=32), list[TrainingState]()
+    keep = Checkpoints(every_steps=2, keep=states.append)
+    run(small_net(), data, recipe, checkpoints=keep)
+    other = Recipe(steps=4, batch_size=32, learning_rate=0.1)
+    with pytest.raises(CompressionError, match=r"whose learning_rate is 0\.05; here it is 0\.1"):
+        run(small_net(), data, other, state=states[0])
+    with pytest.raises(CompressionError, match="state of step 2 does not fit the model"):
+        run(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, recipe, state=states[0])
+    with pytest.raises(CompressionError, match="every_steps is 0"):
+        Checkpoints(every_steps=0, keep=states.append)
+
+
+def test_a_damaged_state_is_refused() -> None:
+    states: list[TrainingState] = []
+    keep = Checkpoints(every_steps=1, keep=states.append)
+    run(small_net(), digits(64), Recipe(steps=1, batch_size=32), checkpoints=keep)
+    written = states[0].to_bytes()
+    assert TrainingState.from_bytes(written).tensors.keys() == states[0].tensors.keys()
+    damaged = (
+        written[:-1],
+        written[:40],
+        b"",
+        written.replace(b"training_state", b"training_stale"),
+        written.replace(b'version\\":1', b'version\\":7'),
+        written.replace(b'version\\": 1', b'version\\": 7'),
+    )
+    for data in damaged:
+        if data != written:
+            with pytest.raises(CheckpointInvalid, match="training state"):
+                TrainingState.from_bytes(data)
+    assert sum(data != written for data in damaged) == 5
+
+
+def test_training_stops_where_the_loss_stands_still() -> None:
+    data = digits(64)
+    recipe = Recipe(steps=200, batch_size=32, learning_rate=1e-30, augment=False, early_stop=2)
+    still = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    curve, reports = run(still, data, recipe)
+    assert curve.steps == 20 * len(curve.points) < 200
+    losses = [loss for _, loss in curve.points]
+    assert min(losses[-2:]) >= min(losses[:-2])
+    assert reports[-1]["of"] == 200
+
+
+def test_an_average_is_left_in_the_model() -> None:
+    """The mean of the last four steps' weights, of an otherwise equal training."""
+    data, kept = digits(64), list[dict[str, Tensor]]()
+
+    class Watch(Hook):
+        def after_step(self, model: nn.Module, step: int) -> None:
+            kept.append({k: v.detach().clone() for k, v in model.named_parameters()})
+
+    model = small_net()
+    recipe = Recipe(steps=8, batch_size=32, average="tail", average_tail=0.5)
+    run(model, data, recipe, hooks=(Watch(),))
+    for name, parameter in model.named_parameters():
+        mean = torch.stack([weights[name] for weights in kept[4:]]).mean(0)
+        torch.testing.assert_close(parameter.data, mean)
 
 
 def test_no_steps_is_no_change() -> None:
