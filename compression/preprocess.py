@@ -30,3 +30,9 @@ def preprocess(images: Images | Tensor, preprocessing: Preprocessing) -> Tensor:
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, -1, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, -1, 1, 1)
     return (pixels.to(torch.float32) / preprocessing.scale - mean) / std
+
+
+def black(preprocessing: Preprocessing, channels: int) -> Tensor:
+    """Return what a stored pixel of 0 is to the network: `channels` float32 values."""
+    pixel = torch.zeros(1, channels, 1, 1)
+    return preprocess(pixel, preprocessing).view(-1)
