@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from compression.decisions import Quantize
 from compression.errors import CompressionError
 from compression.onnx_graph import read_graph
-from compression.plan import Quantize
 from compression.primitives.node_noise import NoiseSource, noise_sources
 from compression.primitives.node_profile import node_times
-from compression.primitives.quantize import Calibrated, calibrate, quantize_calibrated
+from compression.primitives.quantize import Calibrated, prepare, quantize_calibrated
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def choose_float_layers(
     """
     if tolerance < 0 or budget < 1:
         raise CompressionError(f"tolerance is {tolerance} and budget {budget}; >= 0 and >= 1")
-    calibrated = calibrate(onnx_float, calibration, decision.calibrator)
+    calibrated = prepare(onnx_float, calibration, decision)
     fixed = decision.keep_float
     search = _Search(calibrated, score, float_score - tolerance, budget)
     int8_score = search.score_of(fixed)

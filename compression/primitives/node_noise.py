@@ -18,6 +18,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from compression.onnx_graph import LAYER_OPS
 from compression.primitives.calibrate import Range, float_values, run_values
 from compression.primitives.quantize import COMPUTE_OPS, Calibrated
+from compression.primitives.weight_grid import (
+    GridWeight,
+    channel_axis,
+    round_weight,
+    weighted_nodes,
+)
 
 # Noise ratios settle with few inputs: they are averages over all positions and channels.
 _ROWS = 16
@@ -66,7 +72,8 @@ def noise_sources(calibrated: Calibrated, inputs: NDArray[np.float32]) -> list[N
     for node in judged:
         for index, value in enumerate(node.input):
             if value in weights and node.op_type in LAYER_OPS and index < 2:
-                _add_rounded_weight(model, node, index, weights[value])
+                grid = calibrated.weights.get(value) or _nearest(node, weights[value])
+                _add_rounded_weight(model, node, index, grid)
                 cause = f"weights of {node.name}"
             elif value in calibrated.ranges:
                 _add_rounded_value(model, node, index, calibrated.ranges[value])
@@ -78,6 +85,34 @@ def noise_sources(calibrated: Calibrated, inputs: NDArray[np.float32]) -> list[N
     remedies = _remedies(calibrated.model, judged)
     sources = [NoiseSource(cause, remedies[cause], ratio) for cause, ratio in ratios.items()]
     return sorted(sources, key=lambda source: (-source.noise_ratio, source.cause))
+
+
+def weight_noise(
+    calibrated: Calibrated, inputs: NDArray[np.float32], bits: int
+) -> dict[str, float]:
+    """Return noise over signal in the outputs of each layer whose weights alone have `bits` bits.
+
+    Args:
+        calibrated: A float graph.
+        inputs: `n x C x H x W` float32; the first 16 are used.
+        bits: Of a weight, 2 to 8.
+
+    Returns:
+        Noise power over signal power by node name.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(calibrated.model)
+    twins: list[tuple[str, str, str]] = []
+    for layer in weighted_nodes(calibrated.model):
+        grid = round_weight(layer.values, layer.axis, bits)
+        _add_rounded_weight(model, layer.node, 1, grid)
+        twins.append((layer.node.name, layer.node.output[0], _twin_name(layer.node, 1)))
+    return _noise_ratios(model, inputs[:_ROWS], twins)
+
+
+def _nearest(node: NodeProto, tensor: TensorProto) -> GridWeight:
+    values = numpy_helper.to_array(tensor)
+    return round_weight(values, channel_axis(node, values.ndim))
 
 
 def _noise_ratios(
@@ -144,19 +179,9 @@ def _add_twin(model: ModelProto, node: NodeProto, index: int, value: str) -> Non
     model.graph.node.append(twin)
 
 
-def _add_rounded_weight(
-    model: ModelProto, node: NodeProto, index: int, weight: TensorProto
-) -> None:
-    """Round to symmetric int8 with one scale per output channel."""
-    values = numpy_helper.to_array(weight)
-    transposed = any(a.name == "transB" and a.i == 1 for a in node.attribute)
-    axis = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
-    others = tuple(i for i in range(values.ndim) if i != axis)
-    scale = np.abs(values).max(axis=others, keepdims=True) / 127.0
-    scale = np.where(scale > 0, scale, 1.0)
-    rounded = (np.rint(values / scale) * scale).astype(np.float32)
+def _add_rounded_weight(model: ModelProto, node: NodeProto, index: int, grid: GridWeight) -> None:
     stem = f"{_twin_name(node, index)}.rounded"
-    model.graph.initializer.append(numpy_helper.from_array(rounded, stem))
+    model.graph.initializer.append(numpy_helper.from_array(grid.values, stem))
     _add_twin(model, node, index, stem)
 
 

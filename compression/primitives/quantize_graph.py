@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compression.cost import CostTable, PlanCost
+from compression.decisions import Decision, Quantize
 from compression.errors import NotCertified, PlanInvalid
 from compression.methods import PRIMITIVES, Methods
 from compression.onnx_session import open_session, run_batches
-from compression.plan import Decision, Plan, Quantize
+from compression.plan import Plan
 from compression.primitives.primitive import Constraints, Description, Need
 from compression.primitives.quantize import quantize_onnx
 from compression.site import MODEL_SITE, Site
@@ -42,7 +43,7 @@ class GraphQuantization:
             deterministic=True,
         )
 
-    def applicable(self, site: Site) -> str | None:
+    def applicable(self, site: Site, costs: CostTable) -> str | None:
         """Return why `site` cannot be quantized; None for the whole model."""
         if site.kind != "model":
             return f"precision is decided for the whole model, not at {site.name!r}"

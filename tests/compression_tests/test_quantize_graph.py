@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from compression.cost import CostTable
+from compression.decisions import Decision, Quantize
 from compression.errors import NotCertified
 from compression.export import export_onnx
-from compression.plan import Decision, Quantize
 from compression.primitives.quantize_graph import Calibration, GraphQuantization
 from compression.site import MODEL_SITE, Site
 from compression.survey import survey
