@@ -6,63 +6,66 @@ and each tensor by whatever codec makes it smallest. `docs/ppz-format.md` is the
 
 from __future__ import annotations
 
-import dataclasses
+import enum
 import hashlib
 import struct
 import zlib
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
 
 from compression.container_codecs import (
-    Codec,
+    Cursor,
     IntegerReader,
-    count_values,
     join_planes,
-    pack_ans,
     pack_integers,
     pack_zstd,
     split_planes,
-    unpack_ans,
     unpack_zstd,
 )
+from compression.container_symbols import SymbolReader, SymbolWriter
+from compression.container_tensors import TensorWriter
+from compression.container_v1 import decode_v1
+from compression.container_values import (
+    Codec,
+    Sections,
+    read_grid,
+    read_int8,
+    read_palette,
+)
 from compression.errors import CheckpointInvalid
-from compression.onnx_payload import FOUR_BYTES, INT8, Payload, payloads
+from compression.onnx_payload import payloads
 
 # Like PNG's: the first byte is not text, and the line ends show a transfer that changed them.
 MAGIC = b"\x89PPZ\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
 
 MAX_CONTENT_BYTES = 2**31 - 1
 """Protocol Buffers end here, and so does an ONNX file that carries its own weights."""
 
-# magic, version, CRC-32 of all that follows it, content size, SHA-256 of the content, head sizes
-_FIXED = struct.Struct("<8sI I Q32s QQ")
+# magic, version, CRC-32 of all that follows it, content size, SHA-256 of the content
+_FIXED = struct.Struct("<8sI I Q32s")
 _CRC_END = 16
-
-# Below this a tensor costs more to describe than to leave where it is.
-_LEAST_CUT = 32
-# Short vectors (scales, biases) are coded together: alone, each would pay for a frame.
-_POOL_BELOW = 2048
-_INT8_SPAN = 256
+_HEAD_SIZES_V1 = struct.Struct("<QQ")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Entry:
-    """One tensor: bytes of graph before it, its size, its codec and coded size, its histogram."""
+class Section(enum.IntEnum):
+    """The parts of a container, in order."""
 
-    gap: int
-    size: int
-    codec: Codec
-    coded_size: int
-    low: int = 0
-    counts: NDArray[np.int64] | None = None
+    TABLE = 0
+    STEPS = 1
+    GRAPH = 2
+    WORDS_0 = 3
+    WORDS_1 = 4
+    WORDS_2 = 5
+    WORDS_3 = 6
+    HALVES_0 = 7
+    HALVES_1 = 8
+    SYMBOLS = 9
+    BULK = 10
 
-    def integers(self) -> list[int]:
-        values = [self.gap, self.size, int(self.codec), self.coded_size]
-        if self.counts is not None:
-            values += [self.low + 128, len(self.counts), *self.counts.tolist()]
-        return values
+
+WORDS = (Section.WORDS_0, Section.WORDS_1, Section.WORDS_2, Section.WORDS_3)
+HALVES = (Section.HALVES_0, Section.HALVES_1)
+_STORED = (Section.SYMBOLS, Section.BULK)
 
 
 def encode_onnx(onnx: bytes) -> bytes:
@@ -74,29 +77,46 @@ def encode_onnx(onnx: bytes) -> bytes:
     """
     if len(onnx) > MAX_CONTENT_BYTES:
         raise CheckpointInvalid(f"The model has {len(onnx)} bytes; {MAX_CONTENT_BYTES} fit")
-    entries: list[_Entry] = []
-    graph, pool, coded = bytearray(), bytearray(), bytearray()
-    position = 0
+    return assemble(onnx, sections_of(onnx))
+
+
+def sections_of(onnx: bytes) -> dict[Section, bytes]:
+    """Return the sections of a model's container before they are compressed."""
+    writer, graph, position = TensorWriter(), bytearray(), 0
     for payload in payloads(onnx):
-        if payload.end - payload.start < _LEAST_CUT:
-            continue
         gap = payload.start - position
-        graph += onnx[position : payload.start]
-        data = onnx[payload.start : payload.end]
-        entry, packed = _pack(data, payload, gap)
-        entries.append(entry)
-        if entry.codec is Codec.POOLED:
-            pool += data
-        coded += packed
-        position = payload.end
+        if writer.add(onnx[payload.start : payload.end], payload, gap):
+            graph += onnx[position : payload.start]
+            position = payload.end
     graph += onnx[position:]
-    integers = [len(entries), *(value for entry in entries for value in entry.integers())]
-    head = pack_integers(integers) + split_planes(bytes(pool)) + bytes(graph)
-    packed_head = pack_zstd(head)
-    digest = hashlib.sha256(onnx).digest()
-    sizes = (len(head), len(packed_head))
-    fixed = _FIXED.pack(MAGIC, VERSION, 0, len(onnx), digest, *sizes)
-    rest = fixed[_CRC_END:] + packed_head + bytes(coded)
+    symbols = SymbolWriter()
+    for values, coding in writer.symbols:
+        symbols.add(values, coding)
+    parts = {
+        Section.TABLE: pack_integers([writer.tensors]) + bytes(writer.table),
+        Section.STEPS: bytes(writer.steps),
+        Section.GRAPH: bytes(graph),
+        Section.SYMBOLS: symbols.words(),
+        Section.BULK: bytes(writer.bulk),
+    }
+    for names, data in ((WORDS, writer.words), (HALVES, writer.halves)):
+        planes, size = split_planes(bytes(data), len(names)), len(data) // len(names)
+        for index, name in enumerate(names):
+            parts[name] = planes[index * size : (index + 1) * size]
+    return parts
+
+
+def assemble(onnx: bytes, parts: Mapping[Section, bytes]) -> bytes:
+    """Return the container that holds these sections, each compressed where that helps."""
+    stored, sizes = bytearray(), []
+    for name in Section:
+        part = parts[name]
+        packed = part if name in _STORED or not part else pack_zstd(part)
+        kept = packed if len(packed) < len(part) else part
+        sizes += [len(part), len(kept)]
+        stored += kept
+    fixed = _FIXED.pack(MAGIC, VERSION, 0, len(onnx), hashlib.sha256(onnx).digest())
+    rest = fixed[_CRC_END:] + pack_integers(sizes) + bytes(stored)
     return fixed[: _CRC_END - 4] + struct.pack("<I", zlib.crc32(rest)) + rest
 
 
@@ -112,118 +132,99 @@ def decode(container: bytes, *, max_bytes: int = MAX_CONTENT_BYTES) -> bytes:
     """
     if len(container) < _FIXED.size or not container.startswith(MAGIC):
         raise CheckpointInvalid(f"Not a .ppz container ({len(container)} bytes, no signature)")
-    _, version, crc, size, digest, head_size, packed_size = _FIXED.unpack_from(container)
-    if version != VERSION:
-        raise CheckpointInvalid(f"Container version is {version}; {VERSION} is known")
-    if zlib.crc32(container[_CRC_END:]) != crc:
+    _, version, crc, size, digest = _FIXED.unpack_from(container)
+    if version not in (1, VERSION):
+        raise CheckpointInvalid(f"Container version is {version}; 1 to {VERSION} are known")
+    if zlib.crc32(memoryview(container)[_CRC_END:]) != crc:
         raise CheckpointInvalid("The container is damaged: its checksum differs")
     if size > max_bytes:
         raise CheckpointInvalid(
             f"The container holds {size} bytes; at most {max_bytes} are allowed"
         )
-    # Every entry of the head costs less than what it stands for, but for histograms of 256 counts.
-    if packed_size > len(container) - _FIXED.size or head_size > 16 * size + 64:
-        raise CheckpointInvalid(f"The head declares {packed_size} and {head_size} bytes")
-    start = _FIXED.size + packed_size
-    head = IntegerReader(unpack_zstd(container[_FIXED.size : start], head_size))
-    entries = _read_entries(head, size, len(container) - start)
-    content = _assemble(entries, head.rest(), container[start:], size)
-    if hashlib.sha256(content).digest() != digest:
+    body = container[_FIXED.size :]
+    content = _decode_v1(body, size) if version == 1 else _content(read_sections(body, size), size)
+    if len(content) != size or hashlib.sha256(content).digest() != digest:
         raise CheckpointInvalid("The decoded model's SHA-256 differs from the container's")
     return content
 
 
-def _pack(data: bytes, payload: Payload, gap: int) -> tuple[_Entry, bytes]:
-    size = len(data)
-    if payload.data_type in FOUR_BYTES and size < _POOL_BELOW and size % 4 == 0:
-        return _Entry(gap, size, Codec.POOLED, 0), b""
-    choices = [
-        (_Entry(gap, size, Codec.RAW, size), data, 0),
-        _coded(gap, size, Codec.ZSTD, pack_zstd(data)),
-    ]
-    if payload.data_type in FOUR_BYTES and size % 4 == 0:
-        choices.append(_coded(gap, size, Codec.PLANES, pack_zstd(split_planes(data))))
-    if payload.data_type == INT8:
-        low, counts = count_values(data)
-        if len(counts) > 1:
-            packed = pack_ans(data, low, counts)
-            entry = _Entry(gap, size, Codec.ANS, len(packed), low, counts)
-            # The histogram shares the head's compression, which one frame of its own resembles.
-            choices.append((entry, packed, len(pack_zstd(pack_integers(counts.tolist())))))
-    entry, packed, _ = min(choices, key=lambda choice: len(choice[1]) + choice[2])
-    return entry, packed
+def _decode_v1(body: bytes, size: int) -> bytes:
+    if len(body) < _HEAD_SIZES_V1.size:
+        raise CheckpointInvalid(f"The container ends {len(body)} bytes after its fixed part")
+    return decode_v1(body[_HEAD_SIZES_V1.size :], size, *_HEAD_SIZES_V1.unpack_from(body))
 
 
-def _coded(gap: int, size: int, codec: Codec, packed: bytes) -> tuple[_Entry, bytes, int]:
-    return _Entry(gap, size, codec, len(packed)), packed, 0
+def read_sections(body: bytes, size: int) -> dict[Section, bytes]:
+    """Return the sections, decompressed; each size is checked before memory is taken.
+
+    Args:
+        body: All that follows the fixed part.
+        size: Bytes of the content.
+
+    Raises:
+        CheckpointInvalid: A size does not fit the content or the container.
+    """
+    reader = IntegerReader(body)
+    # No section stands for more than this: a tensor's histograms never outgrow its symbols.
+    limits = dict.fromkeys(Section, 4 * size + 4096)
+    limits |= {Section.GRAPH: size, **dict.fromkeys((*WORDS, *HALVES), size // 2)}
+    sizes = {name: (reader.read(limits[name]), reader.read(len(body))) for name in Section}
+    position = reader.position
+    if position + sum(kept for _, kept in sizes.values()) != len(body):
+        raise CheckpointInvalid(f"The sections do not fill the {len(body)} bytes of the container")
+    parts = {}
+    for name, (plain, kept) in sizes.items():
+        part = body[position : position + kept]
+        position += kept
+        if kept > plain or (name in _STORED and kept != plain):
+            raise CheckpointInvalid(f"Section {name.name} of {plain} bytes is stored in {kept}")
+        parts[name] = part if kept == plain else unpack_zstd(part, plain)
+    return parts
 
 
-def _read_entries(head: IntegerReader, size: int, coded_size: int) -> list[_Entry]:
-    """Read the table and check its sums before anything is allocated by it."""
-    entries = []
-    left, coded_left = size, coded_size
-    for _ in range(head.read(size)):
-        gap = head.read(left)
-        length = head.read(left - gap)
-        codec, coded = head.read(max(Codec)), head.read(coded_left)
+def _content(parts: Mapping[Section, bytes], size: int) -> bytes:
+    for names in (WORDS, HALVES):
+        if len({len(parts[name]) for name in names}) > 1:
+            raise CheckpointInvalid(
+                f"The planes {names[0].name} to {names[-1].name} differ in size"
+            )
+    planes = {names: b"".join(parts[name] for name in names) for names in (WORDS, HALVES)}
+    sections = Sections(
+        IntegerReader(parts[Section.TABLE]),
+        Cursor(parts[Section.STEPS], "STEPS"),
+        Cursor(join_planes(planes[WORDS], len(WORDS)), "WORDS"),
+        Cursor(join_planes(planes[HALVES], len(HALVES)), "HALVES"),
+        SymbolReader(parts[Section.SYMBOLS]),
+    )
+    graph, bulk = Cursor(parts[Section.GRAPH], "GRAPH"), Cursor(parts[Section.BULK], "BULK")
+    left = size
+    pieces: list[bytes | memoryview] = []
+    for _ in range(sections.table.read(size)):
+        gap = sections.table.read(left)
+        length = sections.table.read(left - gap)
         left -= gap + length
-        coded_left -= coded
-        low, counts = 0, None
-        if codec == Codec.ANS:
-            low, counts = _read_counts(head, length)
-        entries.append(_Entry(gap, length, Codec(codec), coded, low, counts))
-        if codec == Codec.RAW and coded != length:
-            raise CheckpointInvalid(f"A raw tensor of {length} bytes is stored in {coded}")
-        if codec == Codec.POOLED and (coded or length % 4):
-            raise CheckpointInvalid(f"A pooled tensor has {length} bytes and {coded} of its own")
-        if codec == Codec.PLANES and length % 4:
-            raise CheckpointInvalid(f"A tensor of 4-byte elements has {length} bytes")
-    if coded_left:
-        raise CheckpointInvalid(f"The container has {coded_left} bytes that no tensor owns")
-    return entries
+        pieces += [graph.take(gap), _tensor(sections, bulk, length)]
+    pieces.append(graph.take(left))
+    for section in (graph, bulk, sections.steps, sections.words, sections.halves):
+        section.finish()
+    sections.symbols.finish()
+    if sections.table.rest():
+        raise CheckpointInvalid(f"The table has {len(sections.table.rest())} bytes too many")
+    return b"".join(pieces)
 
 
-def _read_counts(head: IntegerReader, length: int) -> tuple[int, NDArray[np.int64]]:
-    low = head.read(_INT8_SPAN - 1) - 128
-    values = head.read(_INT8_SPAN)
-    if values < 2 or low + values > 128:
-        raise CheckpointInvalid(f"A histogram of {values} values from {low} is not one of int8")
-    counts = np.array([head.read(length) for _ in range(values)], np.int64)
-    if int(counts.sum()) != length:
-        raise CheckpointInvalid(f"A histogram counts {counts.sum()} of {length} values")
-    return low, counts
-
-
-def _assemble(entries: list[_Entry], rest: bytes, coded: bytes, size: int) -> bytes:
-    pooled = sum(entry.size for entry in entries if entry.codec is Codec.POOLED)
-    cut = sum(entry.size for entry in entries)
-    if len(rest) != pooled + size - cut:
-        raise CheckpointInvalid(
-            f"The head ends in {len(rest)} bytes; {pooled + size - cut} are expected"
-        )
-    pool, graph = join_planes(rest[:pooled]), rest[pooled:]
-    parts = []
-    at_graph = at_pool = at_coded = 0
-    for entry in entries:
-        parts.append(graph[at_graph : at_graph + entry.gap])
-        at_graph += entry.gap
-        if entry.codec is Codec.POOLED:
-            parts.append(pool[at_pool : at_pool + entry.size])
-            at_pool += entry.size
-            continue
-        parts.append(_unpack(entry, coded[at_coded : at_coded + entry.coded_size]))
-        at_coded += entry.coded_size
-    parts.append(graph[at_graph:])
-    return b"".join(parts)
-
-
-def _unpack(entry: _Entry, data: bytes) -> bytes:
-    if entry.codec is Codec.RAW:
-        return data
-    if entry.codec is Codec.ZSTD:
-        return unpack_zstd(data, entry.size)
-    if entry.codec is Codec.PLANES:
-        return join_planes(unpack_zstd(data, entry.size))
-    if entry.counts is None:
-        raise CheckpointInvalid("An entropy-coded tensor has no histogram")
-    return unpack_ans(data, entry.low, entry.counts)
+def _tensor(sections: Sections, bulk: Cursor, size: int) -> bytes | memoryview:
+    codec = sections.table.read(max(Codec))
+    if codec == Codec.RAW:
+        return bulk.take(size)
+    if codec == Codec.ZSTD:
+        return unpack_zstd(bytes(bulk.take(sections.table.read(size))), size)
+    if codec == Codec.INT8:
+        return read_int8(sections, size)
+    if codec == Codec.POOLED:
+        return sections.words.take(size)
+    if codec == Codec.PALETTE:
+        return read_palette(sections, size)
+    if codec == Codec.GRID:
+        return read_grid(sections, size)
+    raise CheckpointInvalid(f"Codec {codec} is unknown")

@@ -1,33 +1,20 @@
-"""Lossless codecs for the bytes of one tensor; `docs/ppz-format.md` is their specification."""
+"""The byte codecs of the container; `docs/ppz-format.md` is their specification."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 
-import constriction
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from compression.errors import CheckpointInvalid
 
 _LEVEL = 19
 
 
-class Codec(enum.IntEnum):
-    """How the bytes of a tensor are stored."""
-
-    RAW = 0
-    ZSTD = 1
-    PLANES = 2
-    ANS = 3
-    POOLED = 4
-
-
-def pack_zstd(data: bytes) -> bytes:
+def pack_zstd(data: bytes, level: int = _LEVEL) -> bytes:
     """Compress to one zstd frame that declares its content size."""
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compress(data)
+    return zstandard.ZstdCompressor(level=level, write_checksum=False).compress(data)
 
 
 def unpack_zstd(data: bytes, size: int) -> bytes:
@@ -46,52 +33,14 @@ def unpack_zstd(data: bytes, size: int) -> bytes:
         raise CheckpointInvalid(f"A zstd frame is damaged: {error}") from error
 
 
-def split_planes(data: bytes) -> bytes:
-    """Put the first bytes of all 4-byte elements first, then the second ones, and so on."""
-    return np.frombuffer(data, np.uint8).reshape(-1, 4).T.tobytes()
+def split_planes(data: bytes, width: int = 4) -> bytes:
+    """Put the first bytes of all `width`-byte elements first, then the second ones, and so on."""
+    return np.frombuffer(data, np.uint8).reshape(-1, width).T.tobytes()
 
 
-def join_planes(data: bytes) -> bytes:
-    """Undo `split_planes`; the length must be a multiple of 4."""
-    return np.frombuffer(data, np.uint8).reshape(4, -1).T.tobytes()
-
-
-def count_values(data: bytes) -> tuple[int, NDArray[np.int64]]:
-    """Return the lowest int8 value and how often it and each value up to the highest occurs."""
-    values = np.frombuffer(data, np.int8)
-    low, high = int(values.min()), int(values.max())
-    counts = np.bincount(values.astype(np.int64) - low, minlength=high - low + 1)
-    return low, counts.astype(np.int64)
-
-
-def pack_ans(data: bytes, low: int, counts: NDArray[np.int64]) -> bytes:
-    """Entropy-code int8 values under the model that `counts` make; at least two values differ."""
-    symbols = np.frombuffer(data, np.int8).astype(np.int32) - low
-    coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(symbols, _model(counts))
-    return bytes(coder.get_compressed().astype("<u4").tobytes())
-
-
-def unpack_ans(data: bytes, low: int, counts: NDArray[np.int64]) -> bytes:
-    """Undo `pack_ans`.
-
-    Raises:
-        CheckpointInvalid: The words are not such a code, or some are left over.
-    """
-    words = np.frombuffer(data, "<u4").astype(np.uint32) if len(data) % 4 == 0 else None
-    if words is None or len(words) == 0 or words[-1] == 0:
-        raise CheckpointInvalid(f"An ANS stream of {len(data)} bytes is not made of whole words")
-    coder = constriction.stream.stack.AnsCoder(words)
-    symbols = coder.decode(_model(counts), int(counts.sum()))
-    if not coder.is_empty():
-        raise CheckpointInvalid("An ANS stream holds more words than its values need")
-    return bytes((symbols + low).astype(np.int8).tobytes())
-
-
-def _model(counts: NDArray[np.int64]) -> object:
-    return constriction.stream.model.Categorical(
-        counts.astype(np.float64) / counts.sum(), perfect=False
-    )
+def join_planes(data: bytes, width: int = 4) -> bytes:
+    """Undo `split_planes`; the length must be a multiple of `width`."""
+    return np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()
 
 
 def pack_integers(values: Sequence[int]) -> bytes:
@@ -135,3 +84,38 @@ class IntegerReader:
     def rest(self) -> bytes:
         """Return everything that was not read yet."""
         return self._data[self.position :]
+
+
+class Cursor:
+    """Hands out the bytes of a section, front to back."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self._data = memoryview(data)
+        self._name = name
+        self._position = 0
+
+    def take(self, size: int) -> memoryview:
+        """Return the next bytes.
+
+        Raises:
+            CheckpointInvalid: Fewer are left.
+        """
+        end = self._position + size
+        if end > len(self._data):
+            raise CheckpointInvalid(
+                f"Section {self._name} has {len(self._data)} bytes; {end} are needed"
+            )
+        part = self._data[self._position : end]
+        self._position = end
+        return part
+
+    def finish(self) -> None:
+        """Check that all was taken.
+
+        Raises:
+            CheckpointInvalid: Something is left.
+        """
+        if self._position != len(self._data):
+            raise CheckpointInvalid(
+                f"Section {self._name} has {len(self._data)} bytes; {self._position} are used"
+            )

@@ -21,7 +21,9 @@ from compression.onnx_graph import (
     unfolded_norms,
     write_graph,
 )
+from compression.onnx_norms import shorten_norms
 from compression.onnx_session import INPUT, OUTPUT, RUNTIME_ERRORS, open_session, run_batches
+from compression.onnx_zeros import positive_zeros
 
 OPSET = 17
 """The oldest opset that has every operator the supported networks need: most runtimes load it."""
@@ -31,7 +33,9 @@ _TRACE_ROWS = 2
 _CHECK_ROWS = 3
 
 
-def export_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+def export_onnx(
+    model: nn.Module, input_shape: tuple[int, int, int], *, keep_norms: bool = False
+) -> bytes:
     """Return the model as ONNX: input `input` (float32 N,C,H,W, preprocessed), output `logits`.
 
     The batch size is free, BatchNorm is folded into convolutions, constants are folded, and nodes
@@ -41,6 +45,8 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
     Args:
         model: A float32 module with one tensor in and one out; exported as in `eval` mode.
         input_shape: C, H, W.
+        keep_norms: Leave BatchNorm beside its convolution, as runtimes fold it when they load the
+            file: weights of few distinct values stay such in the file.
 
     Raises:
         CompressionError: Neither exporter of PyTorch can export the model, or the graph's batch
@@ -61,7 +67,7 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as second:
             reason = f"by tracing: {_first_line(error)}; by torch.export: {_first_line(second)}"
             raise CompressionError(f"The model cannot be exported to ONNX ({reason})") from second
-    onnx = _finish(raw, frozen)
+    onnx = _finish(raw, frozen, keep_norms)
     _check_free_batch(onnx, input_shape)
     return onnx
 
@@ -128,14 +134,17 @@ def _export_by_graph(model: nn.Module, example: Tensor) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _finish(raw: bytes, model: nn.Module) -> bytes:
+def _finish(raw: bytes, model: nn.Module, keep_norms: bool) -> bytes:
     proto = read_graph(raw)
     names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     name_nodes(proto, {name: name.rpartition(".")[0] for name in names})
-    folded = fold(proto.SerializeToString())
+    folded = fold(proto.SerializeToString(), keep_norms=keep_norms)
+    if keep_norms:
+        shorten_norms(folded)
+    positive_zeros(folded)
     tidy(folded)
     left = unfolded_norms(folded)
-    if left:
+    if left and not keep_norms:
         raise CompressionError(f"BatchNorm was not folded into the convolution before {left}")
     check_model(folded)
     return write_graph(folded)

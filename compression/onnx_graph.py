@@ -26,6 +26,9 @@ LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Operators a weight may pass through between its initializer and the node that uses it.
 _WEIGHT_PATH_OPS = frozenset({"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze"})
 
+# Passes of ONNX Runtime that multiply into weights; they would tear shared values apart.
+_WEIGHT_SCALING = ["ConvBNFusion", "ConvMulFusion", "MatMul_BatchNormalization_Fusion"]
+
 
 def layer_of(node_name: str) -> str:
     """Return the layer or scope of a node: `conv1@2` -> `conv1`, `layer1.0/Add` -> `layer1.0`."""
@@ -89,10 +92,14 @@ def tidy(model: ModelProto) -> None:
     _rename_values(model)
 
 
-def fold(data: bytes) -> ModelProto:
+def fold(data: bytes, *, keep_norms: bool = False) -> ModelProto:
     """Fold constants and BatchNorm into the weights by ONNX Runtime's lossless basic passes.
 
     Only operators of the ONNX standard come out, so that any runtime loads the result.
+
+    Args:
+        data: A serialized model.
+        keep_norms: Leave BatchNorm, and factors behind a convolution, out of its weights.
 
     Raises:
         CompressionError: ONNX Runtime refuses the graph, or leaves an operator of its own.
@@ -106,7 +113,12 @@ def fold(data: bytes) -> ModelProto:
         path = Path(folder) / "folded.onnx"
         options.optimized_model_filepath = str(path)
         try:
-            onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                data,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=_WEIGHT_SCALING if keep_norms else [],
+            )
         except RUNTIME_ERRORS as error:
             raise CompressionError(f"ONNX Runtime refuses the exported graph: {error}") from error
         model = onnx.load(path)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from compression.errors import CompressionError
 
-_GRAPH, _INITIALIZER, _DATA_TYPE, _RAW_DATA = 7, 5, 2, 9
+_GRAPH, _INITIALIZER, _DIMS, _DATA_TYPE, _RAW_DATA = 7, 5, 1, 2, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 INT8 = 3
@@ -24,11 +24,15 @@ FOUR_BYTES = frozenset({1, 6})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Payload:
-    """The raw bytes of one tensor: `model[start:end]`, of a TensorProto data type."""
+    """The raw bytes of one tensor: `model[start:end]`, of a TensorProto data type and a shape.
+
+    The shape is what the file says; nothing holds it to the number of bytes.
+    """
 
     start: int
     end: int
     data_type: int
+    shape: tuple[int, ...] = ()
 
 
 def payloads(model: bytes) -> list[Payload]:
@@ -49,13 +53,21 @@ def payloads(model: bytes) -> list[Payload]:
 
 def _payload(model: bytes, start: int, end: int) -> list[Payload]:
     data_type = 0
+    shape: list[int] = []
     raw: tuple[int, int] | None = None
     for number, wire, first, last in _fields(model, start, end):
         if number == _DATA_TYPE and wire == _VARINT:
             data_type = first
         elif number == _RAW_DATA and wire == _BYTES:
             raw = (first, last)
-    return [Payload(*raw, data_type)] if raw else []
+        elif number == _DIMS and wire == _VARINT:
+            shape.append(first)
+        elif number == _DIMS and wire == _BYTES:
+            position = first
+            while position < last:
+                value, position = _varint(model, position, last)
+                shape.append(value)
+    return [Payload(*raw, data_type, tuple(shape))] if raw else []
 
 
 def _messages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:

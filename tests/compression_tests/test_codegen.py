@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from compression.apply import ApplyContext, apply
 from compression.codegen import GeneratedModel, generate
+from compression.decisions import PruneChannels
 from compression.errors import CompressionError
 from compression.models.cifar_resnet import cifar_resnet
-from compression.plan import Plan, PruneChannels
+from compression.plan import Plan
 from compression.survey import survey
 from tests.compression_tests.test_export import random_norms
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -13,37 +13,29 @@ import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
-from compression.container import MAGIC, decode, encode_onnx
-from compression.container_codecs import (
-    IntegerReader,
-    count_values,
-    join_planes,
-    pack_ans,
-    pack_integers,
-    split_planes,
-    unpack_ans,
+from compression.container import (
+    MAGIC,
+    Section,
+    assemble,
+    decode,
+    encode_onnx,
+    sections_of,
 )
+from compression.container_codecs import pack_integers
+from compression.container_values import Codec
+from compression.decisions import Quantize
 from compression.errors import CheckpointInvalid, CompressionError
 from compression.export import export_onnx
 from compression.models.cifar_resnet import cifar_resnet
-from compression.plan import Quantize
 from compression.primitives.quantize import quantize_onnx
+from tests.compression_tests.test_container_codecs import (
+    EXPECTED,
+    GOLDEN,
+    floats,
+    tensors_only,
+)
 from tests.compression_tests.test_export import random_norms
-
-FIXED_BYTES = 72
-
-
-def model_of(*tensors: np.ndarray) -> bytes:
-    """Return a model that holds these tensors and does nothing with them."""
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
-    weights = [numpy_helper.from_array(t, f"w{i}") for i, t in enumerate(tensors)]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [output])
-    graph.initializer.extend(weights)
-    data: bytes = helper.make_model(graph).SerializeToString()
-    return data
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +50,13 @@ def graphs() -> tuple[bytes, bytes]:
 def small() -> bytes:
     rng = np.random.default_rng(0)
     return encode_onnx(
-        model_of(
+        tensors_only(
             np.rint(rng.laplace(0, 9, 4000)).clip(-127, 127).astype(np.int8),
             rng.standard_normal(700, dtype=np.float32),
             rng.standard_normal(60, dtype=np.float32),
             np.zeros(900, np.int8),
             rng.integers(0, 2**31, 600, dtype=np.int64),
+            *(floats(kind, 7) for kind in EXPECTED),
         )
     )
 
@@ -94,73 +87,19 @@ def test_any_tensors_come_back(parts: list[tuple[str, int, float, int]]) -> None
     for kind, size, spread, seed in parts:
         values = np.random.default_rng(seed).normal(0, spread, size)
         tensors.append(np.clip(np.nan_to_num(values), -128, 127).astype(np.float64).astype(kind))
-    onnx = model_of(*tensors)
+    onnx = tensors_only(*tensors)
     assert decode(encode_onnx(onnx)) == onnx
 
 
 def test_bytes_after_the_graph_and_empty_models_survive() -> None:
     assert decode(encode_onnx(b"")) == b""
-    onnx = model_of(np.arange(64, dtype=np.int8)) + b"\x32\x03abc"
+    onnx = tensors_only(np.arange(64, dtype=np.int8)) + b"\x32\x03abc"
     assert decode(encode_onnx(onnx)) == onnx
 
 
 def test_what_is_not_onnx_is_refused() -> None:
     with pytest.raises(CompressionError, match="Not an ONNX model"):
         encode_onnx(b"\x3a\xff\xff\xff\x7f")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.binary(min_size=1, max_size=600))
-def test_planes_and_ans_are_lossless(data: bytes) -> None:
-    padded = data + bytes(-len(data) % 4)
-    assert join_planes(split_planes(padded)) == padded
-    low, counts = count_values(data)
-    if len(counts) > 1:
-        assert unpack_ans(pack_ans(data, low, counts), low, counts) == data
-
-
-@given(st.lists(st.integers(0, 2**63 - 1), max_size=20))
-def test_integers_round_trip(values: list[int]) -> None:
-    reader = IntegerReader(pack_integers(values) + b"tail")
-    assert [reader.read(2**63) for _ in values] == values
-    assert reader.rest() == b"tail"
-
-
-def test_documented_entropy_code_is_what_is_written() -> None:
-    """A decoder written from docs/ppz-format.md alone, in plain integers, reads the stream."""
-    values = np.rint(np.random.default_rng(4).laplace(0, 11, 3000)).clip(-100, 90).astype(np.int8)
-    low, counts = count_values(values.tobytes())
-    words = list(
-        struct.unpack(
-            f"<{(n := len(pack_ans(values.tobytes(), low, counts))) // 4}I",
-            pack_ans(values.tobytes(), low, counts),
-        )
-    )
-    assert n % 4 == 0
-    shares = [int(c) / int(counts.sum()) for c in counts]
-    total = 0.0
-    for share in shares:
-        total += share
-    scale = (2**24 - len(shares)) / total
-    starts, below = [], 0.0
-    for index, share in enumerate(shares):
-        starts.append(int(below * scale) + index)
-        below += share
-    starts.append(2**24)
-    state = words.pop()
-    if words:
-        state = state << 32 | words.pop()
-    decoded = []
-    for _ in values:
-        quantile = state & 0xFFFFFF
-        symbol = bisect.bisect_right(starts, quantile) - 1
-        width = starts[symbol + 1] - starts[symbol]
-        state = width * (state >> 24) + quantile - starts[symbol]
-        if state < 2**32 and words:
-            state = state << 32 | words.pop()
-        decoded.append(symbol + low)
-    assert decoded == values.tolist()
-    assert words == []
 
 
 @settings(max_examples=150, deadline=None)
@@ -201,28 +140,83 @@ def test_hostile_bytes_with_a_right_checksum_never_crash(small: bytes, data: st.
     assert hashlib.sha256(found).digest() == bytes(broken[24:56])
 
 
-def rewritten_head(coded: bytes, head: bytes) -> bytes:
-    size = struct.unpack_from("<Q", coded, 16)[0]
-    packed = zstandard.ZstdCompressor().compress(head)
-    old = struct.unpack_from("<Q", coded, 64)[0]
-    sizes = struct.pack("<QQ", len(head), len(packed))
-    fixed = coded[:16] + struct.pack("<Q", size) + coded[24:56] + sizes
-    return resealed(fixed + packed + coded[FIXED_BYTES + old :])
+@pytest.fixture(scope="module")
+def parts() -> tuple[bytes, dict[Section, bytes]]:
+    """A model of every codec and its sections."""
+    rng = np.random.default_rng(1)
+    int8 = np.rint(rng.laplace(0, 9, (30, 90)) * np.linspace(0.2, 2, 90)).clip(-99, 99)
+    onnx = tensors_only(
+        int8.astype(np.int8),
+        rng.standard_normal(300, dtype=np.float32),
+        np.tile(rng.integers(0, 255, 300), 12),
+        *(floats(kind, 8) for kind in EXPECTED),
+    )
+    return onnx, sections_of(onnx)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
-def test_hostile_heads_never_crash(small: bytes, data: st.DataObject) -> None:
-    packed = struct.unpack_from("<Q", small, 64)[0]
-    plain = zstandard.ZstdDecompressor().decompress(small[FIXED_BYTES : FIXED_BYTES + packed])
-    head = bytearray(plain)
+def test_hostile_sections_never_crash(
+    parts: tuple[bytes, dict[Section, bytes]], data: st.DataObject
+) -> None:
+    """Sections that an attacker wrote, sealed as a right container: only the refusal comes out."""
+    onnx, plain = parts
+    broken = dict(plain)
+    often = [Section.TABLE, Section.TABLE, Section.STEPS]
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, min(300, len(head) - 1)))
-        head[place] = data.draw(st.integers(0, 255))
-    if bytes(head) == plain:
+        name = data.draw(st.sampled_from([*often, *Section]))
+        part = bytearray(broken[name])
+        kind = data.draw(st.sampled_from(["set", "huge", "cut", "extend", "splice"]))
+        place = data.draw(st.integers(0, max(len(part) - 1, 0)))
+        if kind == "set" and part:
+            part[place] = data.draw(st.integers(0, 255))
+        elif kind == "huge":
+            part[place:place] = b"\xff" * data.draw(st.integers(1, 9)) + b"\x7f"
+        elif kind == "cut":
+            del part[place : place + data.draw(st.integers(1, 40))]
+        elif kind == "extend":
+            part += data.draw(st.binary(min_size=1, max_size=40))
+        else:
+            other = plain[data.draw(st.sampled_from(list(Section)))]
+            part[place:place] = other[place : place + 50]
+        broken[name] = bytes(part)
+    if broken == plain:
         return
-    with pytest.raises(CheckpointInvalid):
-        decode(rewritten_head(small, bytes(head)), max_bytes=1 << 20)
+    try:
+        found = decode(assemble(onnx, broken), max_bytes=1 << 20)
+    except CheckpointInvalid:
+        return
+    # Only a change that changes nothing may pass.
+    assert found == onnx
+
+
+def test_hostile_tables_take_no_memory(parts: tuple[bytes, dict[Section, bytes]]) -> None:
+    """Declared counts, alphabets, rows and blocks far above what is there are refused at once."""
+    onnx, plain = parts
+    size = len(onnx)
+    tables = [
+        [2**62],
+        [1, 0, 2**40, 3],
+        [1, 0, size, Codec.INT8, 0, 2**40],
+        [1, 0, size, Codec.INT8, 200, 256],
+        [1, 0, size, Codec.PALETTE, 0, 65, 1],
+        [1, 0, size // 4 * 4, Codec.PALETTE, 0, 1, 65535],
+        [1, 0, size // 4 * 4, Codec.PALETTE, 0, 1, 0],
+        [1, 0, size // 4 * 4, Codec.GRID, 0, 2**40, 0, 1],
+        [1, 0, size // 4 * 4, Codec.GRID, 0, 1, 2**15, 2**16],
+        [1, 0, size // 4 * 4, Codec.GRID, 0, 0, 0, 1],
+        [1, 0, size, 2],
+        [1, 0, size, 7],
+        [1, 0, size, Codec.RAW],
+        [1, 0, size, Codec.ZSTD, size],
+    ]
+    tracemalloc.start()
+    for table in tables:
+        with pytest.raises(CheckpointInvalid):
+            decode(assemble(onnx, {**plain, Section.TABLE: pack_integers(table)}))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * size
 
 
 def test_declared_sizes_are_checked_before_memory_is_taken(small: bytes) -> None:
@@ -230,10 +224,32 @@ def test_declared_sizes_are_checked_before_memory_is_taken(small: bytes) -> None
     struct.pack_into("<Q", huge, 16, 2**40)
     with pytest.raises(CheckpointInvalid, match="at most"):
         decode(resealed(bytes(huge)))
-    struct.pack_into("<Q", huge, 16, 2**30)
-    struct.pack_into("<Q", huge, 56, 2**33)
-    with pytest.raises(CheckpointInvalid, match=r"declares"):
-        decode(resealed(bytes(huge)))
+    sizes = pack_integers([2**62, 10, *[0] * 20])
+    with pytest.raises(CheckpointInvalid, match="at most"):
+        decode(resealed(small[:56] + sizes))
+    frame = zstandard.ZstdCompressor().compress(bytes(3000))
+    sizes = pack_integers([4000, len(frame), *[0] * 20])
+    with pytest.raises(CheckpointInvalid, match="declares 3000 bytes; 4000"):
+        decode(resealed(small[:56] + sizes + frame))
+    for wrong in ([10, 20], [0, 0]):
+        with pytest.raises(CheckpointInvalid):
+            decode(resealed(small[:56] + pack_integers([*wrong, *[0] * 20]) + bytes(20)))
+
+
+def test_hostile_files_of_version_1_never_crash() -> None:
+    golden = (GOLDEN / "version1.ppz").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        broken = bytearray(golden)
+        for _ in range(int(rng.integers(1, 4))):
+            broken[int(rng.integers(8, len(golden)))] = int(rng.integers(0, 256))
+        try:
+            found = decode(resealed(bytes(broken)), max_bytes=1 << 20)
+        except CheckpointInvalid:
+            continue
+        assert hashlib.sha256(found).digest() == bytes(broken[24:56])
+    with pytest.raises(CheckpointInvalid):
+        decode(resealed(golden[:60]))
 
 
 def test_limit_of_the_caller_holds(small: bytes) -> None:
@@ -247,6 +263,6 @@ def test_other_files_and_versions_are_refused(small: bytes) -> None:
     for data in (b"", MAGIC, b"PK\x03\x04" + bytes(100)):
         with pytest.raises(CheckpointInvalid, match=r"Not a \.ppz"):
             decode(data)
-    newer = small[:8] + struct.pack("<I", 2) + small[12:]
-    with pytest.raises(CheckpointInvalid, match="version is 2"):
+    newer = small[:8] + struct.pack("<I", 3) + small[12:]
+    with pytest.raises(CheckpointInvalid, match="version is 3"):
         decode(newer)
