@@ -10,6 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compression.cost import PlanCost
+from compression.decisions import (
+    Decision,
+    Factorize,
+    PruneChannels,
+    Quantize,
+    QuantizeWeights,
+    Share,
+    Sparsify,
+)
 from compression.model_card import (
     Interval,
     LayerRow,
@@ -18,7 +27,8 @@ from compression.model_card import (
     StepRow,
     installed_versions,
 )
-from compression.plan import Plan, PruneChannels
+from compression.plan import Plan
+from compression.site import MODEL_SITE
 from search.measurement import Interval as Spread
 from search.measurement import Reading
 from search.metric import ACCURACIES, METRICS
@@ -152,10 +162,33 @@ def _layers(plan: Plan, fall_back: Mapping[str, Any], context: JobContext) -> li
 
 
 def _decision(plan: Plan, layer: str, before: PlanCost, after: PlanCost) -> str:
-    own = plan.prune_channels().get(layer)
-    if isinstance(own, PruneChannels):
-        return f"keeps {own.keep_channels} outputs, ranked by {own.selector}"
-    return "as before" if before.params == after.params else "fewer inputs"
+    block = next((b for b in plan.dropped() if layer.startswith(f"{b}.")), None)
+    if block is not None:
+        return f"dropped with its block {block}"
+    words = []
+    for site, decision in plan:
+        if site == layer or (site == MODEL_SITE and not isinstance(decision, Quantize)):
+            words.append(_in_words(decision))
+    if not words:
+        return "as before" if before.params == after.params else "fewer inputs"
+    return "; ".join(words)
+
+
+def _in_words(decision: Decision) -> str:
+    match decision:
+        case PruneChannels():
+            return f"keeps {decision.keep_channels} outputs, ranked by {decision.selector}"
+        case Factorize():
+            return f"{decision.method} factors at {decision.rank_ratio:.0%} of the break-even rank"
+        case Sparsify():
+            return f"{decision.sparsity:.0%} zeros ({decision.pattern})"
+        case QuantizeWeights():
+            return f"weights on {decision.bits}-bit grids ({decision.quantizer})"
+        case Share(block=1):
+            return f"weights from {decision.entries} values"
+        case Share():
+            return f"{decision.entries} vectors of {decision.block} weights"
+    return decision.kind
 
 
 def _steps(facts: CardFacts) -> list[StepRow]:

@@ -18,12 +18,15 @@ from torch import nn
 
 from compression.apply import ApplyContext
 from compression.backend import Backend, choose_backend
+from compression.catalogue import SELECTORS
 from compression.container import encode_onnx
 from compression.export import export_onnx
 from compression.models.registry import load_model
 from compression.onnx_session import open_session, run_batches
 from compression.plan import canonical_json
-from compression.preprocess import Images, preprocess
+from compression.preprocess import Images, black, preprocess
+from compression.recover.batchnorm import recalibrate
+from compression.recover.statistics import View, choose_view, seen_as
 from compression.survey import survey
 from compression.surveyed import Survey
 from search.device import DeviceSpec
@@ -40,7 +43,10 @@ from workers.store import ArtifactStore
 BATCH_IMAGES = 250
 """Images per forward pass: large enough to fill one core, small enough to stay in its cache."""
 
-TAYLOR_BATCHES = 4
+GRADIENT_BATCHES = 4
+
+VIEW_IMAGES = 500
+"""Calibration images by which it is seen how the dense model was trained."""
 
 
 class JobContext:
@@ -119,22 +125,54 @@ class JobContext:
         return images[: self.spec.scoring.recalibration_images]
 
     @cached_property
+    def _statistics_view(self) -> View:
+        images = self.calibration_images[:VIEW_IMAGES]
+        return choose_view(self.dense, lambda: self.batches(images), self._black, self.backend)
+
+    @cached_property
+    def _black(self) -> torch.Tensor:
+        return black(self.spec.model.preprocessing, self.spec.model.input_shape[0])
+
+    def recalibrate(self, model: nn.Module) -> None:
+        """Recompute a model's BatchNorm statistics on the calibration images, in place.
+
+        The images are shown as the dense model saw its own in training: plain or as crops,
+        whichever leaves the dense model's outputs what they were.
+        """
+        batches = self.batches(self.calibration_images)
+        recalibrate(model, seen_as(batches, self._statistics_view, self._black), self.backend)
+
+    @cached_property
     def apply_context(self) -> ApplyContext:
         """Dependency graph and channel rankings of the dense model."""
         batches = None
-        if "taylor" in self.spec.methods.selectors and self.data.labels is not None:
+        labelled = any(SELECTORS[name].needs_labels for name in self.spec.methods.selectors)
+        if labelled and self.data.labels is not None:
             images, labels = self.data.part("train")
             batches = [
                 (
                     self.inputs(images[i * BATCH_IMAGES : (i + 1) * BATCH_IMAGES]),
                     torch.from_numpy(labels[i * BATCH_IMAGES : (i + 1) * BATCH_IMAGES].copy()),
                 )
-                for i in range(min(TAYLOR_BATCHES, len(images) // BATCH_IMAGES or 1))
+                for i in range(min(GRADIENT_BATCHES, len(images) // BATCH_IMAGES or 1))
                 if labels is not None
             ]
         return ApplyContext.build(
-            self.dense, self.survey, self.spec.model.input_shape, batches=batches
+            self.dense,
+            self.survey,
+            self.spec.model.input_shape,
+            batches=batches,
+            calibration=self._calibration_inputs(),
+            seed=self.spec.seed,
         )
+
+    def _calibration_inputs(self) -> list[torch.Tensor]:
+        """Preprocessed calibration images, where a method of the job looks at activations."""
+        methods = self.spec.methods
+        selects = any(SELECTORS[name].needs_inputs for name in methods.selectors)
+        if not selects and set(methods.allow) <= {"drop_block", "prune_channels", "quantize"}:
+            return []
+        return list(self.batches(self.calibration_images))
 
     @cached_property
     def dense_onnx(self) -> bytes:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from compression.decisions import QuantizeWeights, Share
 from compression.export import export_onnx
 from compression.plan import Plan
 from compression.primitives.float_layers import FloatLayers, choose_float_layers
@@ -38,12 +39,22 @@ def needs_file(context: JobContext) -> bool:
 def deploy(model: nn.Module, plan: Plan, context: JobContext, steps: Steps) -> bytes:
     """Return the file that the runtime loads under the plan."""
     with steps.step("export"):
-        file = export_onnx(model, context.spec.model.input_shape)
+        file = export_onnx(model, context.spec.model.input_shape, keep_norms=keeps_norms(plan))
     decision = plan.quantize()
     if decision is not None:
         with steps.step("quantize"):
             file = quantize_onnx(file, activations(context), decision)
     return file
+
+
+def keeps_norms(plan: Plan) -> bool:
+    """Whether BatchNorm stays beside its convolution in the file.
+
+    Folding would multiply every filter by its own factor: weights of few values become weights of
+    many, which no code stores in few bits. Integers are made from folded weights all the same.
+    """
+    coded = plan.of_kind(Share.kind) or plan.of_kind(QuantizeWeights.kind)
+    return bool(coded) and plan.quantize() is None
 
 
 def activations(context: JobContext) -> NDArray[np.float32]:

@@ -122,7 +122,7 @@ def run_job(run: JobRun) -> JobEnd:
 def _problem(run: JobRun, baseline: Measurement) -> Problem:
     spec = run.spec
     return Problem(
-        space=resolve_space(run.survey.sites, spec.methods),
+        space=resolve_space(run.survey.sites, spec.methods, run.survey.costs),
         costs=run.survey.costs,
         objectives=spec.objectives,
         constraints=spec.constraints,

@@ -9,22 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from compression.apply import Applied, apply
-from compression.certificate import certify
 from compression.errors import NotCertified
 from compression.export import export_onnx, parity
-from compression.plan import Plan
-from compression.recover.batchnorm import recalibrate
-from compression.recover.training import Recipe, TrainingData, train
 from search.measurement import Measured, Measurement, Outcome
 from search.trial import Fidelity, Trial
 from workers.context import JobContext
-from workers.deploy import deploy, needs_file, quantized
+from workers.deploy import deploy, keeps_norms, needs_file, quantized
 from workers.meters.accuracy import accuracy
 from workers.readings import arithmetic, deployed_readings
 from workers.recovered import Recovered, store_recovered
+from workers.recovery import full_recipe, pressed, recover, recovered_model
 from workers.steps import Steps
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -48,7 +43,7 @@ def proxy(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Ou
     model = applied.model
     if trial.fidelity is Fidelity.SHORT and trial.plan.decisions:
         recipe = dataclasses.replace(full_recipe(context), steps=context.spec.recovery.short_steps)
-        recover(model, recipe, trial, context, steps, report)
+        recover(applied, recipe, trial, context, steps, report)
     deployed = None
     if trial.plan.quantize() or needs_file(context):
         deployed = deploy(model, trial.plan, context, steps)
@@ -79,23 +74,18 @@ def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Out
     Stores what confirmation needs: source, weights, deployed file, plan and a probe, under one
     manifest with the role `recovered`.
     """
-    applied = pressed(trial.plan, context, steps, thorough=True)
-    model = applied.model
     images, labels = context.part(Fidelity.FULL)
     story = [story_line("original", context.dense_logits(Fidelity.FULL), labels, context)]
 
     def note(name: str, logits: NDArray[np.float32]) -> None:
         story.append(story_line(name, logits, labels, context))
 
-    if trial.plan.prune_channels():
-        with steps.step("score"):
-            note("prune_channels", context.score_module(model, images))
-        if context.spec.recovery.epochs > 0:
-            recover(model, full_recipe(context), trial, context, steps, report)
-            with steps.step("score"):
-                note("recover", context.score_module(model, images))
+    applied = recovered_model(trial, context, steps, report, note)
+    model = applied.model
     with steps.step("export"):
-        float_file = export_onnx(model, context.spec.model.input_shape)
+        float_file = export_onnx(
+            model, context.spec.model.input_shape, keep_norms=keeps_norms(trial.plan)
+        )
         probe = context.inputs(images[: context.spec.scoring.parity_images])
         difference = parity(float_file, model, probe)
         with torch.inference_mode():
@@ -142,75 +132,6 @@ def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Out
             context.store,
         )
     return Measured(Measurement(tuple(readings)))
-
-
-def pressed(plan: Plan, context: JobContext, steps: Steps, *, thorough: bool) -> Applied:
-    """Return the plan's model, certified, its BatchNorm statistics those of its own activations."""
-    with steps.step("apply"):
-        applied = apply(plan, context.apply_context)
-    with steps.step("certify"):
-        certify(
-            context.apply_context.model,
-            applied,
-            plan,
-            context.spec.model.input_shape,
-            thorough=thorough,
-        )
-    if plan.prune_channels():
-        with steps.step("recalibrate"):
-            recalibrate(applied.model, context.batches(context.calibration_images), context.backend)
-    return applied
-
-
-def full_recipe(context: JobContext) -> Recipe:
-    """Return the job's whole recovery as the training loop takes it."""
-    wanted = context.spec.recovery
-    return Recipe(
-        epochs=wanted.epochs,
-        learning_rate=wanted.learning_rate,
-        batch_size=wanted.batch_size,
-        temperature=wanted.temperature,
-        distill_weight=wanted.distill_weight if wanted.distill else 0.0,
-        augment=wanted.augment,
-    )
-
-
-def recover(
-    model: nn.Module,
-    recipe: Recipe,
-    trial: Trial,
-    context: JobContext,
-    steps: Steps,
-    report: Report,
-) -> None:
-    """Train the model in place by the recipe."""
-    images, labels = context.data.part("train")
-    with steps.step("recover"):
-        train(
-            model,
-            TrainingData(
-                images=images, labels=labels, preprocessing=context.spec.model.preprocessing
-            ),
-            recipe,
-            teacher=context.dense if context.spec.recovery.distill else None,
-            generator=torch.Generator().manual_seed(trial.seed),
-            backend=context.backend,
-            progress=lambda data: report(
-                {
-                    "step": "recover",
-                    "done": data["step"],
-                    "of": data["of"],
-                    "loss": data["loss"],
-                    "epoch": data["epoch"],
-                }
-            ),
-            breathe=lambda: _breathe(context),
-        )
-        recalibrate(model, context.batches(context.calibration_images), context.backend)
-
-
-def _breathe(context: JobContext) -> None:
-    context.quiet.breathe()
 
 
 def story_line(

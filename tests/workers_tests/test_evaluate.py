@@ -16,10 +16,12 @@ from safetensors.torch import save
 
 from compression.artifact import Digest, ModelArtifact
 from compression.container import decode
+from compression.decisions import Factorize, PruneChannels, Share, Sparsify
 from compression.methods import Methods, resolve_space
 from compression.models.digits_cnn import digits_cnn
 from compression.models.digits_training import DIGITS_PREPROCESSING
-from compression.plan import Plan, PruneChannels
+from compression.plan import Plan
+from compression.site import MODEL_SITE
 from compression.survey import survey
 from search.measurement import Failed, Measured, Measurement
 from search.objective import Constraint
@@ -177,6 +179,39 @@ def test_a_recovered_trial_is_confirmed_from_its_files(
         "input_shape": [1, 8, 8],
         "preprocessing": {"layout": "NCHW", "scale": 16.0, "mean": [0.305], "std": [0.376]},
     }
+
+
+def test_a_plan_of_many_primitives_is_recovered_in_two_parts_and_confirmed(
+    run: Runner, job: JobSpec, store: FolderStore
+) -> None:
+    result = survey(digits_cnn(), job.model.input_shape)
+    widths = {s.name: s.channels for s in result.prunable()}
+    layers = [row for row in result.costs.layers if row.window == (3, 3)]
+    plan = Plan.of(
+        {
+            next(iter(widths)): [PruneChannels(keep_channels=8)],
+            layers[-1].name: [Factorize(method="spatial", rank_ratio=0.5)],
+            MODEL_SITE: [Sparsify(sparsity=0.5), Share(entries=16)],
+        }
+    )
+    _, proxied, _ = climb(run, plan, Fidelity.PROXY)
+    full, at_full, _ = climb(run, plan, Fidelity.FULL)
+    assert value(at_full, "macs") == result.costs.cost(plan).macs == value(proxied, "macs")
+    confirmed, readings, _ = climb(run, plan, Fidelity.CONFIRMED, full.artifacts["recovered"])
+    report = json.loads(store.get(confirmed.artifacts["report"]))
+    assert [step["name"] for step in report["steps"]] == [
+        "original",
+        "prune_channels",
+        "factorize",
+        "sparsify",
+        "recover",
+        "share",
+        "recover",
+    ]
+    # Sixteen values and half of them zero: about two bits a weight, and the file still runs.
+    assert value(readings, "download_bytes") < 0.15 * value(readings, "runtime_bytes")
+    words = {row["name"]: row["decision"] for row in report["layers"]}
+    assert "spatial factors at 50% of the break-even rank" in words[layers[-1].name]
 
 
 def test_a_plan_for_another_model_fails_for_good(run: Runner) -> None:
