@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Set
 from typing import Any
 
+from compression.afford import Means
 from compression.artifact import ModelArtifact
 from service.errors import Fault
 from workers.job import DatasetArtifact
@@ -29,6 +30,15 @@ class DatasetFacts:
     num_classes: int | None
     labelled: bool | None
     images: Mapping[str, int]
+
+    @property
+    def means(self) -> Means:
+        """What a job on these data can afford; what is not known is taken to be there."""
+        return Means(
+            labels=self.labelled is not False,
+            calibration=self.images.get("calibration", 1),
+            training=self.images.get("train", 1),
+        )
 
     @staticmethod
     def of(summary: Mapping[str, Any] | None) -> DatasetFacts:

@@ -9,9 +9,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compression.methods import resolve_space
+from compression.choices import parse
+from compression.decisions import Factorize
+from compression.factors import refusal
+from compression.layer_cost import LayerCost
+from compression.methods import Methods, resolve_space
 from compression.plan import Plan
-from compression.site import Site
 from compression.space import PlanSpace
 from compression.surveyed import Survey
 from search.measurement import Measurement, Reading
@@ -44,6 +47,7 @@ class DryRun:
         region: What the space reaches, by metric.
         verdicts: One per constraint, in order.
         forecast: What it takes.
+        left_out: What the job allows and cannot afford, in words.
     """
 
     space: PlanSpace
@@ -52,11 +56,12 @@ class DryRun:
     region: Mapping[str, Region]
     verdicts: tuple[Verdict, ...]
     forecast: Forecast
+    left_out: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
-        """Estimates that speak against the job."""
-        return [v.warning for v in self.verdicts if v.warning is not None]
+        """What was left out of the methods, and estimates that speak against the job."""
+        return [*self.left_out] + [v.warning for v in self.verdicts if v.warning is not None]
 
     def region_json(self) -> dict[str, Any]:
         """Return the reachable region as plain JSON data."""
@@ -87,27 +92,48 @@ def dense_costs(survey: Survey) -> dict[str, int]:
     return arithmetic_values(survey.costs.cost(Plan()))
 
 
-def _frozen(sites: Sequence[Site], spec: JobSpec, space: PlanSpace) -> tuple[FrozenSite, ...]:
-    deciding = {knob.site for knob in space.knobs}
+_DECIDED_AT = {"channels": "prune_channels", "block": "drop_block", "layer": "factorize"}
+
+
+def _frozen(survey: Survey, spec: JobSpec, space: PlanSpace) -> tuple[FrozenSite, ...]:
+    """Return the sites where the job's methods might decide something, but nothing is open."""
+    allow = spec.methods.allow
+    deciding = {(knob.field, knob.site) for knob in space.knobs}
+    rows = {row.name: row for row in survey.costs.layers}
     found = []
-    for site in sites:
-        if site.name in deciding:
+    for site in survey.sites:
+        method = _DECIDED_AT.get(site.kind)
+        field = "keep_channels" if method == "prune_channels" else method
+        if method is None:
+            if any(name == site.name for _, name in deciding):
+                continue
+            reason = "methods.allow leaves out what is decided here"
+        elif (field, site.name) in deciding or (site.kind != "channels" and method not in allow):
             continue
-        if site.frozen:
+        elif site.frozen:
             reason = site.frozen
         elif named := sorted(set(spec.methods.freeze) & {site.name, *site.members}):
             reason = f"methods.freeze names {', '.join(named)}"
-        elif site.kind == "channels" and "prune_channels" not in spec.methods.allow:
+        elif site.kind == "layer":
+            reason = "no way in methods.factorize fits: " + _refusal(spec.methods, rows[site.name])
+        elif method not in allow:
             reason = "methods.allow leaves out prune_channels"
-        elif site.kind == "channels":
+        else:
             reason = (
                 f"{site.channels} channels leave no choice with channel_multiple "
                 f"{spec.methods.channel_multiple} and min_keep_ratio {spec.methods.min_keep_ratio}"
             )
-        else:
-            reason = "methods.allow leaves out what is decided here"
         found.append(FrozenSite(site=site.name, reason=reason))
     return tuple(found)
+
+
+def _refusal(methods: Methods, row: LayerCost) -> str:
+    for text in methods.factorize:
+        decision = parse("factorize", text)
+        reason = refusal(row, decision) if isinstance(decision, Factorize) else None
+        if reason:
+            return reason
+    return "none is listed"
 
 
 def dry_run(
@@ -117,6 +143,7 @@ def dry_run(
     *,
     forward_ms_per_image: float | None,
     split_images: Mapping[str, int],
+    left_out: Sequence[str] = (),
 ) -> DryRun:
     """Return what is known of the job before it runs.
 
@@ -126,19 +153,21 @@ def dry_run(
         baseline: From `known_baseline`.
         forward_ms_per_image: Of the dense model in a worker; None where it was not timed.
         split_images: Images by split, where known.
+        left_out: What the job allows and cannot afford, in words.
 
     Raises:
         PlanInvalid: Nothing is left to search.
     """
-    space = resolve_space(survey.sites, spec.methods)
+    space = resolve_space(survey.sites, spec.methods, survey.costs)
     region = regions(space, survey.costs)
     return DryRun(
         space=space,
-        frozen=_frozen(survey.sites, spec, space),
+        frozen=_frozen(survey, spec, space),
         baseline=baseline,
         region=region,
         verdicts=tuple(verdict(c, region, baseline) for c in spec.constraints),
         forecast=forecast(spec, forward_ms_per_image, split_images),
+        left_out=tuple(left_out),
     )
 
 

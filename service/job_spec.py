@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from compression.afford import affordable
 from compression.artifact import ModelArtifact
 from compression.errors import PlanInvalid
 from compression.methods import PRIMITIVES, SELECTOR_NAMES, Methods
@@ -80,6 +81,11 @@ def build_job_spec(
     objectives = _objectives(request.objectives, devices, faults)
     constraints = _constraints(request.constraints, devices, materials.baseline, settings, faults)
     methods = _methods(request, materials.survey, faults)
+    if methods is not None:
+        try:
+            methods, _ = affordable(methods, materials.facts.means)
+        except PlanInvalid as error:
+            faults.append(Fault("/methods/allow", str(error)))
     agent = _agent(request, faults)
     _check_limits(request, settings, faults)
     metrics = {o.metric for o in objectives} | {c.metric for c in constraints}
@@ -108,6 +114,12 @@ def build_job_spec(
         seed=request.seed,
         code_dir=str(settings.code_dir) if settings.code_dir else None,
     )
+
+
+def left_out(request: JobCreate, materials: Materials) -> tuple[str, ...]:
+    """Return which of the allowed methods the job cannot afford, and why; the spec is valid."""
+    methods = _methods(request, materials.survey, [])
+    return () if methods is None else affordable(methods, materials.facts.means)[1]
 
 
 def check_constraints(
@@ -273,6 +285,10 @@ def _methods(request: JobCreate, survey: Survey, faults: list[Fault]) -> Methods
             channel_multiple=wanted.channel_multiple,
             min_keep_ratio=wanted.min_keep_ratio,
             selectors=tuple(wanted.selectors),
+            factorize=tuple(wanted.factorize),
+            sparsify=tuple(wanted.sparsify),
+            quantize_weights=tuple(wanted.quantize_weights),
+            share=tuple(wanted.share),
         )
     except PlanInvalid as error:
         faults.append(Fault("/methods", str(error)))

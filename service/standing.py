@@ -63,7 +63,7 @@ def baseline_of(trials: Sequence[Trial], fidelity: Fidelity) -> Measurement | No
 def problem_at(spec: JobSpec, survey: Survey, baseline: Measurement, fidelity: Fidelity) -> Problem:
     """Return the job as it is judged at a rung; before recovery, accuracy floors do not bind."""
     problem = Problem(
-        space=resolve_space(survey.sites, spec.methods),
+        space=resolve_space(survey.sites, spec.methods, survey.costs),
         costs=survey.costs,
         objectives=spec.objectives,
         constraints=spec.constraints,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from typing import Any
@@ -97,11 +98,8 @@ def list_methods() -> MethodsOut:
         primitives=[NamedOut(name=name, summary=text) for name, text in PRIMITIVES.items()],
         selectors=[NamedOut(name=name, summary=text) for name, text in SELECTOR_NAMES.items()],
         defaults={
-            "allow": list(default.allow),
-            "freeze": list(default.freeze),
-            "channel_multiple": default.channel_multiple,
-            "min_keep_ratio": default.min_keep_ratio,
-            "selectors": list(default.selectors),
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(default).items()
         },
         limits={
             "channel_multiple": {"min": 1, "max": 64},

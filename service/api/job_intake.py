@@ -17,7 +17,7 @@ from service.db import baselines, datasets, models
 from service.db.errors import NotFound
 from service.dry_run import DryRun, dry_run, known_baseline
 from service.errors import Fault, SpecInvalid
-from service.job_spec import Materials, build_job_spec
+from service.job_spec import Materials, build_job_spec, left_out
 from workers.job import JobSpec
 
 T = TypeVar("T")
@@ -95,6 +95,7 @@ def take_in(parts: Services, request: JobCreate, job_id: str) -> Intake:
             baseline,
             forward_ms_per_image=summary.get("forward_ms_per_image"),
             split_images=facts.images,
+            left_out=left_out(request, materials),
         )
     except PlanInvalid as error:
         raise SpecInvalid.of([Fault("/methods", str(error))]) from error

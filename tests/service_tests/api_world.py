@@ -14,7 +14,8 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from compression.artifact import Digest, ModelArtifact
-from compression.cost import CostTable, LayerCost
+from compression.cost import CostTable
+from compression.layer_cost import LayerCost
 from compression.plan import Plan
 from compression.site import Site
 from compression.surveyed import Survey

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from compression.decisions import DECISIONS
 from search.catalogue import AGENTS, DEFAULT
 from search.device import DeviceSpec
 from search.metric import METRICS
@@ -43,7 +44,8 @@ def test_devices_are_the_local_ones_and_the_stored_ones(api: World) -> None:
 
 def test_methods(api: World) -> None:
     found = api.client.get("/api/v1/methods").json()
-    assert [p["name"] for p in found["primitives"]] == ["prune_channels", "quantize"]
+    assert [p["name"] for p in found["primitives"]] == [*DECISIONS]
+    assert found["defaults"]["share"] == ["64", "16", "256 9"]
     assert found["defaults"]["channel_multiple"] == 8
     assert {s["name"] for s in found["selectors"]} >= {"l1", "l2"}
 

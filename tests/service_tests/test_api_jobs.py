@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from compression.artifact import Digest
-from compression.plan import Plan, PruneChannels
+from compression.decisions import PruneChannels
+from compression.plan import Plan
 from search.measurement import Failed, Measured
 from search.trial import Fidelity
 from service.db import artifacts, fronts, jobs

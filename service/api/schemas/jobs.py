@@ -69,6 +69,10 @@ class MethodsIn(Request):
     channel_multiple: int = _METHODS.channel_multiple
     min_keep_ratio: Finite = _METHODS.min_keep_ratio
     selectors: list[str] = Field(default_factory=lambda: list(_METHODS.selectors))
+    factorize: list[str] = Field(default_factory=lambda: list(_METHODS.factorize))
+    sparsify: list[str] = Field(default_factory=lambda: list(_METHODS.sparsify))
+    quantize_weights: list[str] = Field(default_factory=lambda: list(_METHODS.quantize_weights))
+    share: list[str] = Field(default_factory=lambda: list(_METHODS.share))
 
 
 class AgentIn(Request):
