@@ -26,6 +26,7 @@ from compression.primitives.context import ModuleContext
 from compression.primitives.primitive import ModulePrimitive
 from compression.primitives.rankings import Rankings
 from compression.primitives.record import ModuleRecord
+from compression.primitives.share import refuse_sparse_vectors
 from compression.recover.hook import Hook
 from compression.selectors.selector import Batch
 from compression.site import MODEL_SITE, SiteKind
@@ -153,6 +154,7 @@ def apply(plan: Plan, context: ApplyContext, after: Applied | None = None) -> Ap
             its site, or `after` carried out what comes later than something left.
     """
     _check_sites(plan, context.survey)
+    refuse_sparse_vectors(plan)
     model = context.model if after is None else after.model
     stages = [] if after is None else list(after.stages)
     done = {stage.kind: stage.decisions for stage in stages}

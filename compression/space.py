@@ -18,6 +18,7 @@ from compression.decisions import (
     Quantize,
     QuantizeWeights,
     Share,
+    Sparsify,
 )
 from compression.errors import PlanInvalid
 from compression.plan import Plan
@@ -73,7 +74,8 @@ class PlanSpace:
     Laws: `contains(decode(p))` for every point; `decode(encode(plan)) == plan` for every
     contained plan; the dense plan is always contained. Several points may decode to one plan: a
     selector does not matter where nothing is pruned, nor does anything inside a dropped block,
-    nor low bits where weights are shared. `canonical` gives the one that `encode` returns.
+    nor low bits where weights are shared, nor zeros where vectors of weights are. `canonical`
+    gives the one that `encode` returns.
 
     Attributes:
         knobs: The variables, keep_channels first, in forward order.
@@ -131,7 +133,7 @@ class PlanSpace:
             raise PlanInvalid(f"Point has {len(point)} coordinates; space has {len(self.knobs)}")
         out = [int(index) for index in point]
         dropped: list[str] = []
-        shared: set[str] = set()
+        displaced: set[tuple[str, str]] = set()
         for knob, index in zip(self.knobs, out, strict=True):
             if not 0 <= index < len(knob.choices):
                 raise PlanInvalid(
@@ -141,13 +143,15 @@ class PlanSpace:
             if knob.field == DropBlock.kind and taken:
                 dropped.append(f"{knob.site}.")
             elif knob.field == Share.kind and taken:
-                shared.add(knob.site)
+                displaced.add((knob.site, QuantizeWeights.kind))
+                share = choices.parse(Share.kind, str(knob.choices[index]))
+                if isinstance(share, Share) and share.block > 1:
+                    displaced.add((knob.site, Sparsify.kind))
         inside = tuple(dropped)
         pruned = False
         for number, knob in enumerate(self.knobs):
-            if (inside and knob.site.startswith(inside)) or (
-                knob.field == QuantizeWeights.kind and knob.site in shared
-            ):
+            within = bool(inside) and knob.site.startswith(inside)
+            if within or (knob.site, knob.field) in displaced:
                 out[number] = self._untouched(knob)
             pruned |= knob.field == "keep_channels" and out[number] != len(knob.choices) - 1
         if not pruned:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from compression.decisions import DropBlock, QuantizeWeights, Share
+from compression.decisions import DropBlock
 from compression.errors import PlanInvalid
 from compression.site import MODEL_SITE
 from compression.space import DENSE, Knob, PlanSpace, Point
@@ -48,14 +49,12 @@ def plan_count(space: PlanSpace) -> int:
 
 
 def _others(knobs: Sequence[Knob]) -> int:
-    """Count the settings of knobs that neither prune nor rank; low bits give way to sharing."""
+    """Count the settings of knobs that neither prune nor rank: at one site some displace others."""
     count = 1
-    sizes = {(knob.site, knob.field): len(knob.choices) for knob in knobs}
-    for (site, field), size in sizes.items():
-        if field == QuantizeWeights.kind and (site, Share.kind) in sizes:
-            count *= size + sizes[site, Share.kind] - 1
-        elif not (field == Share.kind and (site, QuantizeWeights.kind) in sizes):
-            count *= size
+    for site in dict.fromkeys(knob.site for knob in knobs):
+        here = PlanSpace(tuple(knob for knob in knobs if knob.site == site))
+        every = itertools.product(*(range(len(knob.choices)) for knob in here.knobs))
+        count *= len({here.canonical(point) for point in every})
     return count
 
 

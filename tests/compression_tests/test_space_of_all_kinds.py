@@ -70,6 +70,12 @@ def test_sharing_takes_the_place_of_low_bits() -> None:
     assert space.decode((1, 0)) == Plan.of({MODEL_SITE: [QuantizeWeights(bits=4)]})
 
 
+def test_vectors_of_weights_take_the_place_of_zeros() -> None:
+    space = PlanSpace((ZEROS, CODES))
+    assert space.decode((1, 2)) == Plan.of({MODEL_SITE: [Share(entries=256, block=9)]})
+    assert len(list(space.decode((1, 1)))) == 2
+
+
 def test_a_choice_that_stands_for_nothing_is_refused() -> None:
     with pytest.raises(PlanInvalid, match="'half' is not a sparsity"):
         Knob(site=MODEL_SITE, field="sparsify", choices=("none", "half"), ordered=False)
