@@ -57,15 +57,18 @@ def _positions(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
 class _BorrowedWeights(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Reports matrix products with the weights of layers that are not called as layers."""
 
-    def __init__(self, model: nn.Module, report: Callable[[str, int, int], None]) -> None:
+    def __init__(
+        self, model: nn.Module, report: Callable[[tuple[str, ...], int, int], None]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._report = report
-        self._owners: dict[int, tuple[str, int]] = {}
+        self._owners: dict[int, tuple[tuple[str, ...], int]] = {}
         for name, module in model.named_modules():
             for kind, parameter in _BORROWED.items():
                 weight = module._parameters.get(parameter) if isinstance(module, kind) else None
                 if weight is not None:
-                    self._owners[weight.data_ptr()] = (name, weight.numel())
+                    before, _ = self._owners.get(weight.data_ptr(), ((), 0))
+                    self._owners[weight.data_ptr()] = ((*before, name), weight.numel())
 
     def __torch_dispatch__(
         self,
@@ -77,9 +80,9 @@ class _BorrowedWeights(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in _PRODUCTS:
             weight = args[-1]
-            layer, count = self._owners.get(weight.data_ptr(), ("", 0))
+            layers, count = self._owners.get(weight.data_ptr(), ((), 0))
             if count and count == weight.shape[-1] * weight.shape[-2]:
-                self._report(layer, out.numel() // out.shape[-1], count)
+                self._report(layers, out.numel() // out.shape[-1], count)
         return out
 
 
@@ -108,9 +111,10 @@ def count_calls(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[La
     def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         running.append(names[module])
 
-    def borrowed(layer: str, count: int, weights: int) -> None:
+    def borrowed(sharers: tuple[str, ...], count: int, weights: int) -> None:
         # A layer that is called as one is counted by its hooks.
-        if layer not in running:
+        layer = sharers[0]
+        if not set(sharers) & set(running):
             positions[layer] = positions.get(layer, 0) + count
             macs[layer] = macs.get(layer, 0) + count * weights
 

@@ -218,3 +218,8 @@ def test_a_survey_leaves_the_model_alone() -> None:
 def test_a_survey_repeats() -> None:
     model = seeded(ConcatNet)
     assert survey(model, SHAPE) == survey(model, SHAPE)
+
+
+def test_layers_that_share_a_weight_are_each_counted_once() -> None:
+    result = survey(seeded(SharedNet), SHAPE)
+    assert result.summary["uncounted_macs"] == 0
