@@ -18,6 +18,7 @@ from compression.apply import ApplyContext, apply, replay
 from compression.artifact import Digest, ModelArtifact, Preprocessing
 from compression.checkpoint import CheckpointFiles, CheckpointParts, assemble, zip_bytes
 from compression.container import decode
+from compression.decisions import PruneChannels, Quantize
 from compression.errors import CheckpointInvalid
 from compression.export import export_onnx
 from compression.model_card import (
@@ -32,7 +33,7 @@ from compression.model_card import (
 from compression.models.cifar_resnet import cifar_resnet
 from compression.onnx_session import open_session
 from compression.patch import Patch
-from compression.plan import Plan, PruneChannels, Quantize
+from compression.plan import Plan
 from compression.primitives.quantize import quantize_onnx
 from compression.survey import survey
 from tests.compression_tests.test_export import random_norms
