@@ -47,8 +47,9 @@ from tests.conftest import real_data_folder
 DROPS = (0, 4, 6, 8)
 WIDTHS = (0.5, 0.625, 0.6875, 0.75, 0.8125, 0.875, 1.0)
 """Shares of the inner channels that stay, in steps of a sixteenth."""
-ENTRIES = {2304: 32, 4608: 48, 9216: 64, 18432: 96, 36864: 128}
-"""Entries of a codebook of blocks by the weights of a layer: tables weigh most in small ones."""
+CODEBOOKS = ((4_000, Share(entries=8)), (17_000, Share(entries=32, block=2)))
+"""Codebooks of layers with fewer weights than that: tables weigh most in small layers."""
+LARGE_CODEBOOK = Share(entries=64, block=4)
 RANK_RATIO = 0.48
 """Of the break-even rank: half the MACs in sum."""
 
@@ -162,12 +163,15 @@ def deep_compression(engine: CifarEngine, options: argparse.Namespace) -> bool:
 
 
 def product_codebooks(engine: CifarEngine, options: argparse.Namespace) -> bool:
-    """Codebooks of blocks of nine weights, a kernel each (Stock et al., 2020)."""
+    """Codebooks of short vectors, entries by the size of a layer (Stock et al., 2020)."""
     start = time.perf_counter()
     decisions: dict[str, list[Decision]] = {}
-    for site in engine.context.survey.layer_sites():
-        entries = ENTRIES.get(site.params)
-        decisions[site.name] = [Share(entries=entries, block=9) if entries else Share(entries=256)]
+    sites = engine.context.survey.layer_sites()
+    for site in sites:
+        fitting = (share for limit, share in CODEBOOKS if site.params < limit)
+        decisions[site.name] = [next(fitting, LARGE_CODEBOOK)]
+    for end in (sites[0], sites[-1]):
+        decisions[end.name] = [Share(entries=64)]
     plan = Plan.of(decisions)
     coded = coded_in_two_steps(engine, plan, options)
     return report_size("product_codebooks", engine, plan, coded, options, (16, 2.0), start)
