@@ -9,7 +9,7 @@ from typing import Any, Literal, NewType
 Digest = NewType("Digest", str)
 """SHA-256 of a blob, hexadecimal: its name in every artifact store."""
 
-ModelFormat = Literal["safetensors", "state_dict", "python"]
+ModelFormat = Literal["safetensors", "state_dict", "python", "onnx"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,10 @@ class ModelArtifact:
 
     Attributes:
         weights: Digest of the weights file; None for a python builder that loads its own.
-        format: How the weights are stored; `python` where the builder brings them.
-        architecture: A registered name, or `package.module:builder` for the user's own code.
+        format: How the weights are stored; `python` where the builder brings them; `onnx` where
+            the file holds the network itself.
+        architecture: A registered name, or `package.module:builder` for the user's own code;
+            `onnx` for the format of that name.
         options: Keyword arguments of the builder, JSON values.
         input_shape: C, H, W of one input.
         preprocessing: From stored pixels to inputs.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -90,7 +91,7 @@ def _check_removal(stage: Stage, removal: Removal, plan: Plan, x: Tensor) -> Non
                 f"Site {site!r} keeps {kept} channels; the plan keeps {decision.keep_channels}"
             )
     before, after = dict(stage.before.named_modules()), dict(stage.after.named_modules())
-    if [(n, type(m)) for n, m in before.items()] != [(n, type(m)) for n, m in after.items()]:
+    if _classes(before) != _classes(after):
         raise NotCertified("The thin model has other layers than the dense one")
     for layer, cut in removal.cuts.items():
         passing = is_depthwise(before[layer])
@@ -102,6 +103,12 @@ def _check_removal(stage: Stage, removal: Removal, plan: Plan, x: Tensor) -> Non
                     f"Layer {layer!r} has {new.get(side)} {side} channels; {wanted} should stay"
                 )
     ChannelPruning().verify(stage.before, stage.after, dataclasses.replace(removal, probe=x))
+
+
+def _classes(modules: Mapping[str, nn.Module]) -> list[tuple[str, type[nn.Module]]]:
+    """Return names and classes; each copy of a traced graph has a class of its own."""
+    traced = fx.GraphModule
+    return [(n, traced if isinstance(m, traced) else type(m)) for n, m in modules.items()]
 
 
 def _check_storage(dense: nn.Module, applied: Applied) -> None:

@@ -24,10 +24,13 @@ def add_model(
     python: Annotated[
         str | None, typer.Option(help="Your own builder, my_package.models:build (serve --code).")
     ] = None,
-    input_shape: Annotated[tuple[int, int, int], typer.Option(help="C H W.")] = (3, 224, 224),
+    input_shape: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="C H W; 3 224 224, or what an ONNX file says."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Your name for it.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="safetensors or state_dict; python without weights.")
+        str | None, typer.Option(help="safetensors, state_dict, onnx; python without weights.")
     ] = None,
     scale: Annotated[float, typer.Option(help="Stored pixels are divided by this.")] = 255.0,
     mean: Mean = None,
@@ -38,7 +41,9 @@ def add_model(
     """Register a trained network and print its identifier."""
     if (architecture is None) == (python is None):
         raise typer.BadParameter("Give exactly one of --architecture and --python")
-    channels = input_shape[0]
+    if input_shape is None and architecture != "onnx":
+        input_shape = (3, 224, 224)
+    channels = 1 if input_shape is None else input_shape[0]
     preprocessing = {
         "layout": "NCHW",
         "scale": scale,

@@ -98,7 +98,7 @@ class Client:
         *,
         name: str,
         architecture: str | Mapping[str, Any],
-        input_shape: Sequence[int],
+        input_shape: Sequence[int] | None = None,
         weights: Path | str | bytes | None = None,
         options: Mapping[str, Any] | None = None,
         format: str | None = None,
@@ -112,11 +112,13 @@ class Client:
         Args:
             name: Your name for it.
             architecture: A name the server knows (`cifar_resnet56`, `resnet18`, ...), or
-                `{"python": "my_package.models:build"}` for your own code (`serve --code`).
-            input_shape: C, H, W of one input.
+                `{"python": "my_package.models:build"}` for your own code (`serve --code`), or
+                `onnx` for an ONNX file, which holds its network itself.
+            input_shape: C, H, W of one input; may be left out where an ONNX file says it.
             weights: File or content; None where your own builder loads them.
             options: Keyword arguments of the architecture.
-            format: `safetensors` (default), `state_dict`, or `python` when there are no weights.
+            format: `safetensors` (default), `state_dict`, `python` when there are no weights, or
+                `onnx` (default for that architecture).
             preprocessing: `layout`, `scale`, `mean`, `std`: from stored pixels to inputs.
             num_classes: Width of the output; the server finds it out when absent.
             task: Only `classification` today.
@@ -134,10 +136,11 @@ class Client:
         spec: dict[str, Any] = {
             "name": name,
             "architecture": built,
-            "format": format or ("python" if weights is None else "safetensors"),
-            "input_shape": list(input_shape),
+            "format": format or _usual_format(built, weights),
             "task": task,
         }
+        if input_shape is not None:
+            spec["input_shape"] = list(input_shape)
         if preprocessing is not None:
             spec["preprocessing"] = dict(preprocessing)
         if num_classes is not None:
@@ -265,6 +268,12 @@ class Client:
             document = {"title": f"{item.name or item.id} was rejected", **(item.problem or {})}
             raise ApiProblem(int(document.get("status", 422)), document)
         return item
+
+
+def _usual_format(architecture: Mapping[str, Any], weights: object) -> str:
+    if architecture.get("name") == "onnx":
+        return "onnx"
+    return "python" if weights is None else "safetensors"
 
 
 def _parts(spec: Mapping[str, Any], name: str, content: Path | str | bytes | None) -> Parts:

@@ -6,7 +6,7 @@ import math
 
 from compression.artifact import ModelArtifact, Preprocessing
 from compression.errors import ModelRefused
-from compression.models.names import check_name
+from compression.models.names import ONNX_NAME, check_name
 
 MAX_INPUT_VALUES = 3 * 4096 * 4096
 """More values in one input than any classification network takes: a slip, or an attack."""
@@ -19,6 +19,13 @@ def check_declaration(artifact: ModelArtifact) -> None:
         ModelRefused: Naming the field, its value and what is accepted.
     """
     check_name(artifact.architecture)
+    if (artifact.format == "onnx") != (artifact.architecture == ONNX_NAME):
+        raise ModelRefused(
+            f"architecture is {artifact.architecture!r} and format is {artifact.format!r}; "
+            f"{ONNX_NAME!r} stands in both or in neither"
+        )
+    if artifact.format == "onnx" and artifact.options:
+        raise ModelRefused(f"options are {dict(artifact.options)}; a network from ONNX takes none")
     shape = artifact.input_shape
     if len(shape) != 3 or any(side < 1 for side in shape):
         raise ModelRefused(f"input_shape is {list(shape)}; it must be [C, H, W], each at least 1")

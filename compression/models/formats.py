@@ -1,8 +1,9 @@
 """What a weights file is, told from its header alone; torch-free, nothing is unpickled.
 
-Accepted are safetensors, and for the format `state_dict` the zip archives that `torch.save`
-writes (since PyTorch 1.6) when they hold tensors and plain containers only. Everything that runs
-code on loading is refused: pickles, TorchScript, `torch.export` programs.
+Accepted are safetensors; for the format `state_dict` the zip archives that `torch.save` writes
+(since PyTorch 1.6) when they hold tensors and plain containers only; and for the format `onnx`
+ONNX files that hold their own weights. Everything that runs code on loading is refused: pickles,
+TorchScript, `torch.export` programs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from compression.errors import ModelRefused
+from compression.models.onnx_header import read_onnx_header
 from compression.models.safetensors_header import check_safetensors
 from compression.models.torch_archive import check_torch_archive
 
@@ -32,14 +34,14 @@ def check_weights(data: bytes | Path, declared: str) -> None:
 
     Args:
         data: The file's content, or where it is.
-        declared: `safetensors`, `state_dict`, or `python` (either of the two).
+        declared: `safetensors`, `state_dict`, `python` (either of the two), or `onnx`.
 
     Raises:
         ModelRefused: Saying what was found and what is accepted.
     """
-    if declared not in ("safetensors", "state_dict", "python"):
+    if declared not in ("safetensors", "state_dict", "python", "onnx"):
         raise ModelRefused(
-            f"format is {declared!r}; 'safetensors', 'state_dict' and 'python' exist"
+            f"format is {declared!r}; 'safetensors', 'state_dict', 'python' and 'onnx' exist"
         )
     if isinstance(data, Path):
         with data.open("rb") as stream:
@@ -58,7 +60,11 @@ def _check_stream(stream: BinaryIO, size_bytes: int, declared: str) -> None:
     if not head:
         raise ModelRefused(f"The weights file is empty; {ACCEPTED}")
     stream.seek(0)
-    if looks_like_safetensors(head):
+    if declared == "onnx":
+        if not _looks_like_onnx(head):
+            raise ModelRefused(f"The weights file is {describe(head)} but was declared 'onnx'")
+        read_onnx_header(stream, size_bytes)
+    elif looks_like_safetensors(head):
         if declared == "state_dict":
             raise ModelRefused(
                 "The weights file is safetensors but was declared 'state_dict'; "
@@ -96,7 +102,7 @@ def describe(head: bytes) -> str:
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if _looks_like_onnx(head):
-        return "an ONNX model (protocol buffers)"
+        return "an ONNX model (declare the format 'onnx' and the architecture 'onnx')"
     if head[257:262] == b"ustar":
         return "a tar archive"
     return f"of no known format (it begins with {head[:8].hex(' ')})"

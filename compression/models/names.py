@@ -3,7 +3,7 @@
 A name is one of: a built-in (`cifar_resnet20`), a torchvision classification model
 (`torchvision/resnet18`, or plainly `resnet18`), a timm model (`timm/<name>`, where timm is
 installed), an operator's plug-in (entry point group `paretopress.models`), or the user's own
-builder (`package.module:builder`).
+builder (`package.module:builder`). The name `onnx` stands for a file that holds its network itself.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ _TORCHVISION = """
     vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
 """
 TORCHVISION_NAMES: tuple[str, ...] = tuple(_TORCHVISION.split())
+
+ONNX_NAME = "onnx"
+"""Architecture of models of the format `onnx`: the file says it; it is not listed."""
 
 TORCHVISION_PREFIX = "torchvision/"
 TIMM_PREFIX = "timm/"
@@ -93,6 +96,8 @@ def check_name(name: str) -> None:
     """
     if is_user_code(name):
         split_user_code(name)
+        return
+    if name == ONNX_NAME:
         return
     if name.startswith(TIMM_PREFIX):
         if importlib.util.find_spec("timm") is None:

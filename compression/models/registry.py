@@ -20,11 +20,13 @@ from compression.models.digits_cnn import digits_cnn
 from compression.models.names import (
     CIFAR_RESNET_DEPTHS,
     ENTRY_POINT_GROUP,
+    ONNX_NAME,
     TIMM_PREFIX,
     TORCHVISION_PREFIX,
     check_name,
     is_user_code,
 )
+from compression.models.onnx_import import import_onnx
 from compression.models.user_code import build_user_model, call_builder
 from compression.models.weights import check_finite, load_state, read_state
 
@@ -69,9 +71,12 @@ def load_model(
     check_declaration(artifact)
     if weights is None and artifact.format != "python":
         raise ModelRefused(f"Format {artifact.format!r} needs a weights file; there is none")
-    model = build(artifact, code_dir)
-    if weights is not None:
-        load_state(model, read_state(weights, artifact.format))
+    if artifact.format == "onnx" and weights is not None:
+        model: nn.Module = import_onnx(weights, artifact.input_shape)
+    else:
+        model = build(artifact, code_dir)
+        if weights is not None:
+            load_state(model, read_state(weights, artifact.format))
     model = model.float().eval()
     check_finite(model)
     _check_forward(model, artifact)
@@ -88,6 +93,8 @@ def build(artifact: ModelArtifact, code_dir: str | None = None) -> nn.Module:
     if is_user_code(name):
         return build_user_model(name, options, code_dir)
     check_name(name)
+    if name == ONNX_NAME:
+        raise ModelRefused(f"Architecture {name!r} has no builder; its file holds the network")
     if artifact.num_classes:
         options.setdefault("num_classes", artifact.num_classes)
     return call_builder(name, _builder(name), options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +13,8 @@ from fastapi.responses import JSONResponse
 from compression.artifact import Digest, ModelArtifact, ModelFormat, Preprocessing
 from compression.models.declaration import check_declaration
 from compression.models.formats import check_weights
-from compression.models.names import is_user_code
+from compression.models.names import ONNX_NAME, is_user_code
+from compression.models.onnx_header import declared_shape, read_onnx_header
 from compression.surveyed import Survey
 from service.api.conditional import conditional
 from service.api.deps import Cursor, Limit, PrincipalDep, ServicesDep, WaitDep, wait_until
@@ -29,13 +31,17 @@ from service.settings import Settings
 router = APIRouter(prefix="/models", tags=["models"])
 
 
-def artifact_of(spec: ModelCreate, digest: str | None, settings: Settings) -> ModelArtifact:
+def artifact_of(
+    spec: ModelCreate, digest: str | None, settings: Settings, file: Path | None = None
+) -> ModelArtifact:
     """Return what is stored of a declared model.
 
     Args:
         spec: What was declared.
         digest: Of the weights file; None without one.
         settings: Whether users' code may be named.
+        file: The weights, once they landed; an ONNX file says its input's shape where the spec
+            does not.
 
     Raises:
         CodeNotAllowed: It names Python code and the server has no code folder.
@@ -53,7 +59,7 @@ def artifact_of(spec: ModelCreate, digest: str | None, settings: Settings) -> Mo
     if spec.architecture.python is not None and not is_user_code(architecture):
         message = f"python is {architecture!r}; it must be of the form 'package.module:builder'"
         raise SpecInvalid.of([Fault("/spec/architecture/python", message)])
-    form: ModelFormat = spec.format or ("python" if is_code and digest is None else "safetensors")
+    form: ModelFormat = spec.format or _usual_format(architecture, digest)
     if form == "python" and not is_code:
         message = (
             f"format 'python' needs architecture.python; {architecture!r} is a registered name"
@@ -68,7 +74,7 @@ def artifact_of(spec: ModelCreate, digest: str | None, settings: Settings) -> Mo
         format=form,
         architecture=architecture,
         options=dict(spec.architecture.options),
-        input_shape=spec.input_shape,
+        input_shape=spec.input_shape or _shape_of_file(spec, form, file),
         preprocessing=Preprocessing(
             layout=spec.preprocessing.layout,
             scale=spec.preprocessing.scale,
@@ -80,6 +86,23 @@ def artifact_of(spec: ModelCreate, digest: str | None, settings: Settings) -> Mo
     )
     check_declaration(artifact)
     return artifact
+
+
+def _usual_format(architecture: str, digest: str | None) -> ModelFormat:
+    if architecture == ONNX_NAME:
+        return "onnx"
+    return "python" if is_user_code(architecture) and digest is None else "safetensors"
+
+
+def _shape_of_file(spec: ModelCreate, form: ModelFormat, file: Path | None) -> tuple[int, int, int]:
+    if form != "onnx":
+        raise SpecInvalid.of([Fault("/spec/input_shape", "input_shape [C, H, W] is required")])
+    if file is None:
+        # The rest of the spec can be judged before the file landed.
+        return max(len(spec.preprocessing.mean), len(spec.preprocessing.std)), 1, 1
+    check_weights(file, form)
+    with file.open("rb") as stream:
+        return declared_shape(read_onnx_header(stream, file.stat().st_size))
 
 
 def model_out(stored: StoredModel) -> ModelOut:
@@ -143,7 +166,12 @@ def create_model(
             file = stack.enter_context(
                 landed(weights, settings.incoming_dir, settings.max_upload_bytes)
             )
-        artifact = artifact_of(wanted, file.sha256 if file else None, settings)
+        artifact = artifact_of(
+            wanted,
+            file.sha256 if file else None,
+            settings,
+            file.path if file else None,
+        )
         digest = once.digest(wanted.model_dump_json(), file.sha256 if file else "")
         if (earlier := once.earlier(digest)) is not None:
             return earlier

@@ -160,7 +160,9 @@ def test_other_mismatches() -> None:
         check_weights(deflated(), "state_dict")
     with pytest.raises(ModelRefused, match="declare the format 'safetensors'"):
         check_weights(GOOD, "state_dict")
-    with pytest.raises(ModelRefused, match="format is 'onnx'"):
+    with pytest.raises(ModelRefused, match="format is 'pickle'"):
+        check_weights(GOOD, "pickle")
+    with pytest.raises(ModelRefused, match="was declared 'onnx'"):
         check_weights(GOOD, "onnx")
 
 

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from service.db import models
+from tests.onnx_files import conv_net
 from tests.service_tests.api_world import (
     SURVEY,
     World,
@@ -126,7 +127,7 @@ def test_an_unknown_architecture_names_the_closest(api: World) -> None:
         ({"architecture": {}}, "/spec/architecture"),
         ({"architecture": {"name": "a", "python": "b:c"}}, "/spec/architecture"),
         ({"input_shape": [3, 32]}, "/spec/input_shape/2"),
-        ({"format": "onnx"}, "/spec/format"),
+        ({"format": "tflite"}, "/spec/format"),
         ({"colour": "red"}, "/spec/colour"),
         ({"preprocessing": {"mean": [], "std": [1]}}, "/spec/preprocessing/mean"),
         ({"format": "python"}, "/spec/format"),
@@ -246,3 +247,25 @@ def test_the_survey_names_what_can_be_frozen(api: World) -> None:
     document = assert_problem(answer, 409, "not-ready")
     assert document["retryable"] is True
     assert answer.headers["retry-after"] == "2"
+
+
+def test_an_onnx_file_says_its_shape(api: World) -> None:
+    spec = declared(architecture={"name": "onnx"}, format="onnx")
+    del spec["input_shape"]
+    data = conv_net()
+    answer = post(api, spec, data)
+    assert answer.status_code == 202, answer.text
+    found = answer.json()
+    assert (found["format"], found["architecture"]) == ("onnx", "onnx")
+    assert found["input_shape"] == [3, 8, 8]
+    assert post(api, spec | {"format": None}, data).json()["format"] == "onnx"
+    assert_problem(post(api, spec, data[:-20]), 422, "model-refused")
+    assert_problem(post(api, spec, safetensors()), 422, "model-refused")
+
+
+def test_a_shape_is_required_of_other_formats(api: World) -> None:
+    spec = declared()
+    del spec["input_shape"]
+    answer = post(api, spec, safetensors())
+    assert answer.status_code == 422
+    assert "/spec/input_shape" in answer.text

@@ -15,7 +15,8 @@ class ArchitectureIn(Request):
     """Which network the weights belong to: `name`, or `python` for the operator's own code.
 
     Attributes:
-        name: Registered architecture, for example `cifar_resnet56` or `torchvision/resnet18`.
+        name: Registered architecture, for example `cifar_resnet56` or `torchvision/resnet18`;
+            `onnx` for an ONNX file, which holds its network itself.
         python: `package.module:builder`, where the server was started with a code folder.
         options: Keyword arguments of the builder.
     """
@@ -46,18 +47,19 @@ class ModelCreate(Request):
     Attributes:
         name: The user's name for it.
         architecture: Which network the weights belong to.
-        format: How the weights are stored; `python` where the builder brings them.
+        format: How the weights are stored; `python` where the builder brings them; `onnx` where
+            the file holds the network itself.
         preprocessing: From stored pixels to inputs.
-        input_shape: C, H, W of one input.
+        input_shape: C, H, W of one input; may be left out where an ONNX file says it.
         task: Only `classification` exists.
         num_classes: Width of the output; 0 leaves it to the scan.
     """
 
     name: Name
     architecture: ArchitectureIn
-    format: Literal["safetensors", "state_dict", "python"] | None = None
+    format: Literal["safetensors", "state_dict", "python", "onnx"] | None = None
     preprocessing: PreprocessingIn = PreprocessingIn()
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, int, int] | None = None
     task: Literal["classification"] = "classification"
     num_classes: int = 0
 
