@@ -107,4 +107,4 @@ def rebuild(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    pass
+    sys.stdout.write(rebuild(json.loads(sys.stdin.read())))
