@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import sys
 from typing import Any
 
 import numpy as np
