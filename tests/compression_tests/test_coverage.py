@@ -31,7 +31,7 @@ from compression.decisions import PruneChannels
 from compression.export import export_onnx, parity
 from compression.plan import Plan
 from compression.survey import survey
-from tests.benchmarks.coverage import GOLDEN, names
+from tests.benchmarks.coverage import GOLDEN, TARGET, names
 from tests.builders import seeded
 
 SHAPE = (3, 32, 32)
@@ -153,10 +153,11 @@ def test_a_convolution_in_groups_keeps_its_groups() -> None:
     assert tuple(convolution.weight.shape) == (16, 4, 3, 3)
 
 
-def test_every_row_of_the_table_is_certified_or_refused_with_a_reason() -> None:
+def test_the_table_reaches_the_target_and_every_refusal_has_a_reason() -> None:
     rows = {row["model"]: row for row in json.loads(GOLDEN.read_text())}
     assert set(rows) <= set(names())
     covered = {name: row for name, row in rows.items() if row["refused"] is None}
+    assert len(covered) >= TARGET
     assert all(rows[name]["refused"] for name in set(rows) - set(covered))
     assert all(row["params_after"] < row["params"] for row in covered.values())
     assert all(row["parity"] <= 1e-4 for row in covered.values())
