@@ -1,4 +1,4 @@
-"""How much each single decision changes what a network says: the profile behind every allocation.
+"""How much each single decision changes what a network says.
 
 Damage is the divergence of the changed network's outputs from the dense ones on unlabelled inputs,
 after its BatchNorm statistics were recalibrated: `T^2 KL(softmax(dense/T) || softmax(changed/T))`,

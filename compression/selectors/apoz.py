@@ -34,15 +34,8 @@ from compression.selectors.windows import consumers, observe
 class Apoz:
     """The share of a channel's activations that are not zero."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: no."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: yes."""
-        return True
+    needs_labels = False
+    needs_inputs = True
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling.

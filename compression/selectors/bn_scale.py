@@ -25,15 +25,8 @@ from compression.selectors.selector import Evidence, Scores, sum_over_producers
 class BatchNormScale:
     """The absolute value of a channel's gamma, summed over the norms of its coupling."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: no."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: no."""
-        return False
+    needs_labels = False
+    needs_inputs = False
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling; the evidence is not looked at."""

@@ -61,15 +61,8 @@ _MOST_VALUES = 1 << 27
 class DiscriminationAware:
     """The place of a channel in the order of entry into its consumers."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: yes."""
-        return True
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: no."""
-        return False
+    needs_labels = True
+    needs_inputs = False
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling: 1 for the last to enter, then 2, 3, ...

@@ -40,15 +40,8 @@ from compression.selectors.windows import consumers, in_eval_mode
 class Fisher:
     """Half the mean over examples of the squared derivative of the loss by a channel's gate."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: yes."""
-        return True
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: no."""
-        return False
+    needs_labels = True
+    needs_inputs = False
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling.

@@ -31,15 +31,8 @@ from compression.selectors.selector import Evidence, Scores
 class GeometricMedian:
     """The sum of a filter's Euclidean distances to the other filters of its coupling."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: no."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: no."""
-        return False
+    needs_labels = False
+    needs_inputs = False
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling; the evidence is not looked at."""

@@ -37,15 +37,8 @@ _RIDGE = 1e-6
 class Lasso:
     """The largest penalty at which a channel still takes part in the next layers' outputs."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: no."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: yes."""
-        return True
+    needs_labels = False
+    needs_inputs = True
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling; one that contributes nothing gets 0.

@@ -24,15 +24,8 @@ from compression.selectors.selector import Evidence, Scores
 class Random:
     """Uniform random numbers, by seed and name of the coupling."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: no."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: no."""
-        return False
+    needs_labels = False
+    needs_inputs = False
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling; of the evidence only the seed is looked at."""

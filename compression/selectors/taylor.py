@@ -31,15 +31,8 @@ from compression.selectors.selector import Evidence, Scores, sum_over_producers
 class Taylor:
     """The mean over batches of the sum of (gradient * weight)^2, for the cross-entropy loss."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: yes."""
-        return True
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: no."""
-        return False
+    needs_labels = True
+    needs_inputs = False
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling.

@@ -35,15 +35,8 @@ from compression.selectors.selector import Evidence, Scores
 class ThiNet:
     """The place of a channel in the order of removal that spares the next layers' outputs."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labelled batches are needed: no."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether unlabelled inputs are needed: yes."""
-        return True
+    needs_labels = False
+    needs_inputs = True
 
     def scores(self, model: nn.Module, couplings: Sequence[Coupling], evidence: Evidence) -> Scores:
         """Score every channel of every coupling: 0 for the first to go, then 1, 2, ...

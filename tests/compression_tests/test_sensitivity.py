@@ -5,11 +5,9 @@ import json
 import pytest
 import torch
 
-from compression.allocation import allocate
 from compression.apply import ApplyContext
 from compression.backend import FLOAT32
 from compression.decisions import Decision, DropBlock, PruneChannels
-from compression.errors import PlanInvalid
 from compression.plan import Plan
 from compression.sensitivity import DamageMeter, Effect, drop_order, profile
 from tests.builders import surveyed_resnet
@@ -50,37 +48,3 @@ def test_the_block_missed_least_goes_first(context: ApplyContext, meter: DamageM
     order = drop_order(meter, blocks, 2)
     assert len(order) == 2
     assert order[0] == min(single, key=lambda block: single[block])
-
-
-def made_up(context: ApplyContext, damages: dict[str, float]) -> list[Effect]:
-    effects = []
-    for site, damage in damages.items():
-        decision = DropBlock() if "conv" not in site else PruneChannels(keep_channels=8)
-        cost = context.survey.costs.cost(Plan.of({site: [decision]}))
-        effects.append(
-            Effect(site=site, decision=decision, damage=damage, macs=cost.macs, params=cost.params)
-        )
-    return effects
-
-
-def test_the_cheapest_damage_is_taken_first(context: ApplyContext) -> None:
-    effects = made_up(
-        context, {"layer1.0.conv1": 5.0, "layer1.1.conv1": 0.1, "layer1.1": 0.9, "layer2.1": 0.5}
-    )
-    costs = context.survey.costs
-    dense = costs.cost(Plan()).macs
-    assert allocate(effects, costs, dense) == Plan()
-    assert allocate(effects, costs, dense - 1) == Plan.of(
-        {"layer1.1.conv1": [PruneChannels(keep_channels=8)]}
-    )
-    least = allocate(effects, costs, costs.cost(
-        Plan.of({"layer1.0.conv1": [PruneChannels(keep_channels=8)], "layer1.1": [DropBlock()],
-                 "layer2.1": [DropBlock()]})).macs)  # fmt: skip
-    assert least.dropped() == {"layer1.1", "layer2.1"}
-    assert set(least.prune_channels()) == {"layer1.0.conv1"}
-
-
-def test_a_bound_out_of_reach_is_refused(context: ApplyContext) -> None:
-    effects = made_up(context, {"layer2.1": 0.5})
-    with pytest.raises(PlanInvalid, match="1000 MACs are out of reach; these decisions lead to"):
-        allocate(effects, context.survey.costs, 1000)
