@@ -73,12 +73,15 @@ def affordable(methods: Methods, means: Means) -> tuple[Methods, tuple[str, ...]
         methods.allow,
         lambda name: (
             no_images
-            if name == "quantize"
+            if name in ("quantize", "merge_pool")
             else ("none of its ways is affordable" if name in empty else None)
         ),
     )
     if not allow:
         raise PlanInvalid(f"No method is left: {'; '.join(notes)}")
+    if methods.refit != "none" and no_images:
+        changed["refit"] = "none"
+        notes.append(f"refit {methods.refit!r} is left out: {no_images}")
     if not means.training:
         notes.append("there are no training images: finalists are recalibrated, not trained")
     kept = {name: values for name, values in changed.items() if values}

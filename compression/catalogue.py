@@ -7,6 +7,7 @@ from typing import Any
 
 from compression.primitives.drop_block import BlockDrop
 from compression.primitives.factorize import LowRank
+from compression.primitives.merge_pool import PoolMerging
 from compression.primitives.primitive import ModulePrimitive
 from compression.primitives.prune_channels import ChannelPruning
 from compression.primitives.quantize_graph import GraphQuantization
@@ -42,6 +43,7 @@ SELECTORS: Mapping[str, Selector] = {
 
 PRIMITIVES: Mapping[str, ModulePrimitive[Any]] = {
     "drop_block": BlockDrop(),
+    "merge_pool": PoolMerging(),
     "prune_channels": ChannelPruning(),
     "factorize": LowRank(),
     "sparsify": Sparsification(),

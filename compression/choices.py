@@ -1,7 +1,7 @@
 """Decisions as short texts: the choices of a knob, and what a job's `methods` lists.
 
-`drop` | `spatial 0.5`, `svd 0.25 whitened` | `0.8`, `0.5 2:4`, `0.7 obs` | `4`, `3 lq` | `16`,
-`256 9`; what each word means is in `compression.decisions`.
+`drop` | `merge` | `spatial 0.5`, `svd 0.25 whitened` | `0.8`, `0.5 2:4`, `0.7 obs` | `4`, `3 lq`
+| `16`, `256 9`; what each word means is in `compression.decisions`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from compression.decisions import (
     Decision,
     DropBlock,
     Factorize,
+    MergePool,
     QuantizeWeights,
     Share,
     Sparsify,
@@ -41,6 +42,8 @@ def text_of(decision: Decision) -> str:
     match decision:
         case DropBlock():
             return "drop"
+        case MergePool(refit=refit):
+            return "merge" if refit == "least_squares" else "merge unfitted"
         case Factorize(method=method, rank_ratio=ratio, whiten=whiten):
             return f"{method} {ratio:g}" + (" whitened" if whiten else "")
         case Sparsify(sparsity=sparsity, pattern=pattern, criterion=criterion):
@@ -58,6 +61,12 @@ def _drop(word: str) -> DropBlock:
     if word != "drop":
         raise ValueError(word)
     return DropBlock()
+
+
+def _merge(word: str, unfitted: str = "") -> MergePool:
+    if word != "merge" or unfitted not in ("", "unfitted"):
+        raise ValueError(word)
+    return MergePool(refit="none" if unfitted else "least_squares")
 
 
 def _factorize(method: Any, ratio: str, whitened: str = "") -> Factorize:
@@ -88,6 +97,7 @@ def _share(entries: str, block: str = "1") -> Share:
 
 _READERS: Mapping[str, tuple[Callable[..., Decision], str]] = {
     DropBlock.kind: (_drop, "'drop'"),
+    MergePool.kind: (_merge, "'merge' or 'merge unfitted'"),
     Factorize.kind: (_factorize, "a method, a rank ratio and perhaps 'whitened'"),
     Sparsify.kind: (_sparsify, "a sparsity, perhaps a pattern n:m, perhaps a criterion"),
     QuantizeWeights.kind: (_quantize_weights, "a number of bits and perhaps a quantizer"),

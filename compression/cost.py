@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from compression.decisions import Factorize
+from compression.decisions import Factorize, MergePool
+from compression.errors import PlanInvalid
 from compression.factors import expand, split_cost
 from compression.layer_cost import WEIGHTED, LayerCost
 from compression.plan import Plan
 from compression.weight_size import WeightSize
+
+_GRIDS = ("window", "grid_in", "grid_out", "grid_pooled")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class CostTable:
             for site, decision in plan.prune_channels().items()
         }
         gone = tuple(f"{block}." for block in plan.dropped())
+        merged = plan.of_kind(MergePool.kind)
         splits = expand(plan.factorize(), self.layers)
         size = WeightSize.of(plan, [row.name for row in self.layers if row.op in WEIGHTED])
         costs = {}
@@ -58,6 +62,7 @@ class CostTable:
                 costs[layer.name] = PlanCost(macs=0, params=0, weight_bytes=0)
             else:
                 split = splits.get(layer.name)
+                layer = _pooled(layer) if layer.name in merged else layer
                 costs[layer.name] = self._cost(layer, removed, split, size)
         return costs
 
@@ -106,7 +111,7 @@ class CostTable:
             LayerCost(
                 **{
                     **layer,
-                    **{key: tuple(layer.get(key, ())) for key in ("window", "grid_in", "grid_out")},
+                    **{key: tuple(layer.get(key, ())) for key in _GRIDS},
                     "in_ties": tuple((s, m) for s, m in layer["in_ties"]),
                     "out_ties": tuple((s, m) for s, m in layer["out_ties"]),
                 }
@@ -114,3 +119,15 @@ class CostTable:
             for layer in data["layers"]
         ]
         return CostTable(tuple(layers), dict(data["site_channels"]))
+
+
+def _pooled(layer: LayerCost) -> LayerCost:
+    """Return the layer as it is when it does the work of the pool behind it.
+
+    Raises:
+        PlanInvalid: No such pool follows.
+    """
+    if not layer.grid_pooled:
+        raise PlanInvalid(f"No pool follows layer {layer.name!r} that it could take over")
+    height, width = layer.grid_pooled
+    return dataclasses.replace(layer, grid_out=(height, width), positions=height * width)

@@ -31,6 +31,21 @@ class DropBlock:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MergePool:
+    """Let a convolution do the work of the pool behind it by a longer stride.
+
+    Attributes:
+        refit: `least_squares` fits its filters to what the pool gave on calibration inputs.
+    """
+
+    kind: ClassVar[str] = "merge_pool"
+    refit: Refit = "least_squares"
+
+    def __post_init__(self) -> None:
+        _one_of(self.kind, "refit", self.refit, Refit)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PruneChannels:
     """Keep `keep_channels` of a channel group, ranked by `selector`.
 
@@ -206,10 +221,20 @@ class Quantize:
         object.__setattr__(self, "keep_float", tuple(sorted(self.keep_float)))
 
 
-Decision = DropBlock | PruneChannels | Factorize | Sparsify | QuantizeWeights | Share | Quantize
+Decision = (
+    DropBlock
+    | MergePool
+    | PruneChannels
+    | Factorize
+    | Sparsify
+    | QuantizeWeights
+    | Share
+    | Quantize
+)
 
 ORDER: tuple[type[Decision], ...] = (
     DropBlock,
+    MergePool,
     PruneChannels,
     Factorize,
     Sparsify,

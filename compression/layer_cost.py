@@ -30,6 +30,8 @@ class LayerCost:
             forward pass may do more than theirs.
         grid_in: H, W of the input of a two-dimensional convolution, before padding.
         grid_out: H, W of its output.
+        grid_pooled: H, W of its output where it does the work of the pool behind it (`merge_pool`);
+            empty where no such pool follows.
         calls: How often one forward pass runs the layer.
         params_per_channel: For `norm`: trainable parameters per channel (2 when affine).
         fixed_params: For `fixed`: its parameters.
@@ -48,6 +50,7 @@ class LayerCost:
     window: tuple[int, ...] = ()
     grid_in: tuple[int, ...] = ()
     grid_out: tuple[int, ...] = ()
+    grid_pooled: tuple[int, ...] = ()
     calls: int = 1
     params_per_channel: int = 0
     fixed_params: int = 0

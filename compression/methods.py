@@ -18,6 +18,8 @@ from compression.space import DENSE, Knob, PlanSpace
 PRIMITIVES: dict[str, str] = {
     "drop_block": "Replace residual blocks or transformer layers by the identity; "
     "the network gets shallower, which is what time per layer asks for.",
+    "merge_pool": "Let a convolution take over the pool behind it by a longer stride; lossy, and "
+    "fewer multiplications at full width.",
     "prune_channels": "Remove whole channels of coupled layers; "
     "the network stays dense and gets thinner.",
     "factorize": "Replace convolutions and linear layers by two or more thinner ones of low rank; "
@@ -148,6 +150,10 @@ def resolve_space(
             )
     if "drop_block" in methods.allow:
         knobs += [_knob(s.name, "drop_block", ("drop",)) for s in open_sites if s.kind == "block"]
+    if "merge_pool" in methods.allow and costs is not None:
+        pooled = {row.name for row in costs.layers if row.grid_pooled}
+        layers = [s.name for s in open_sites if s.kind == "layer" and s.name in pooled]
+        knobs += [_knob(name, "merge_pool", ("merge",)) for name in layers]
     if "factorize" in methods.allow and costs is not None:
         rows = {row.name: row for row in costs.layers}
         for site in open_sites:

@@ -28,6 +28,7 @@ from compression.coupling import Coupling
 from compression.graph import Untraceable, trace
 from compression.layer_cost import LayerCost, Tie
 from compression.plan import Plan
+from compression.pools import find_pools
 from compression.probe import IS_OUTPUT, Probe
 from compression.site import MODEL_SITE, Site
 from compression.surveyed import Survey
@@ -62,7 +63,7 @@ def survey(model: nn.Module, input_shape: tuple[int, int, int]) -> Survey:
     outputs = {name for name, reason in reasons.items() if reason == IS_OUTPUT}
     couplings = [c for c in couplings if c.name not in outputs]
     prunable = [c for c in couplings if c.name not in reasons]
-    costs = _cost_table(model, calls, prunable)
+    costs = _cost_table(model, input_shape, calls, prunable)
     dense = costs.layer_costs(Plan())
     sites = [_site(c, dense, reasons.get(c.name)) for c in couplings]
     sites += _block_sites(model, input_shape, dense)
@@ -92,7 +93,10 @@ def survey(model: nn.Module, input_shape: tuple[int, int, int]) -> Survey:
 
 
 def _cost_table(
-    model: nn.Module, calls: Sequence[LayerCalls], couplings: Sequence[Coupling]
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    calls: Sequence[LayerCalls],
+    couplings: Sequence[Coupling],
 ) -> CostTable:
     ties: dict[tuple[str, str], list[Tie]] = {}
     modules = dict(model.named_modules())
@@ -107,6 +111,7 @@ def _cost_table(
     called = {call.name: call for call in calls}
     ordered = [*called, *(name for name in modules if name not in called)]
     rows = []
+    pooled = {pool.conv: pool.grid for pool in find_pools(model, input_shape)}
     for name in ordered:
         never = LayerCalls(name=name, positions=0, macs=0, calls=0)
         row = _row(modules[name], called.get(name, never))
@@ -115,6 +120,7 @@ def _cost_table(
             # A depthwise layer's inputs fall with its outputs.
             same = row.groups > 1 and row.groups == row.in_channels
             tied_in = tied_out if same else tuple(ties.get((name, "in"), ()))
+            row = dataclasses.replace(row, grid_pooled=pooled.get(name, ()))
             rows.append(_with_ties(row, tied_in, tied_out))
     site_channels = {coupling.name: coupling.channels for coupling in couplings}
     table = CostTable(tuple(rows), site_channels)
