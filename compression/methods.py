@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 from compression import choices
 from compression.cost import CostTable
-from compression.decisions import Factorize
+from compression.decisions import Factorize, Refit
 from compression.errors import PlanInvalid
 from compression.factors import refusal
 from compression.layer_cost import LayerCost
@@ -70,6 +71,8 @@ class Methods:
         sparsify: Ways to sparsify the model.
         quantize_weights: Ways to store the model's weights in few bits.
         share: Codebooks for the model's weights.
+        refit: What is done to the layers that consume pruned channels, in every plan:
+            `least_squares` fits them to their former outputs on calibration images.
     """
 
     allow: tuple[str, ...] = ("prune_channels", "quantize")
@@ -81,6 +84,7 @@ class Methods:
     sparsify: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.9")
     quantize_weights: tuple[str, ...] = ("4", "3")
     share: tuple[str, ...] = ("64", "16", "256 9")
+    refit: Refit = "none"
 
     def __post_init__(self) -> None:
         for name, known, values in (
@@ -98,6 +102,10 @@ class Methods:
                 raise PlanInvalid(f"methods.{name} is {list(texts)}: it is empty or repeats")
             for text in texts:
                 choices.parse(name, text)
+        if self.refit not in get_args(Refit):
+            raise PlanInvalid(
+                f"methods.refit is {self.refit!r}; choose from {', '.join(get_args(Refit))}"
+            )
         if not 1 <= self.channel_multiple <= 64:
             raise PlanInvalid(f"channel_multiple is {self.channel_multiple}; 1..64 is allowed")
         if not 0.0 < self.min_keep_ratio <= 1.0:
@@ -170,7 +178,7 @@ def resolve_space(
             )
     if not knobs:
         raise PlanInvalid("Nothing is left to search: every site is frozen or too narrow")
-    return PlanSpace(tuple(knobs))
+    return PlanSpace(tuple(knobs), methods.refit)
 
 
 def _knob(site: str, kind: str, texts: Sequence[str]) -> Knob:

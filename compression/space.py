@@ -17,6 +17,7 @@ from compression.decisions import (
     PruneChannels,
     Quantize,
     QuantizeWeights,
+    Refit,
     Share,
     Sparsify,
 )
@@ -79,9 +80,11 @@ class PlanSpace:
 
     Attributes:
         knobs: The variables, keep_channels first, in forward order.
+        refit: Of every channel decision.
     """
 
     knobs: tuple[Knob, ...]
+    refit: Refit = "none"
 
     def __post_init__(self) -> None:
         names = [knob.name for knob in self.knobs]
@@ -119,7 +122,7 @@ class PlanSpace:
                 )
                 decisions.setdefault(knob.site, []).append(decision)
         for site, keep in keeps:
-            decision = PruneChannels(keep_channels=keep, selector=selector)
+            decision = PruneChannels(keep_channels=keep, selector=selector, refit=self.refit)
             decisions.setdefault(site, []).append(decision)
         return Plan.of(decisions)
 
@@ -177,6 +180,12 @@ class PlanSpace:
         selectors = sorted({decision.selector for decision in prune.values()})
         if len(selectors) > 1:
             raise PlanInvalid(f"Plan mixes selectors {selectors}; the space knows one per plan")
+        for site, pruned in prune.items():
+            if pruned.refit != self.refit:
+                raise PlanInvalid(
+                    f"Site {site!r} has refit {pruned.refit!r}; the space allows only "
+                    f"{self.refit!r}"
+                )
         wanted: dict[str, Choice] = {
             f"{s}:keep_channels": d.keep_channels for s, d in prune.items()
         }
@@ -281,12 +290,14 @@ class PlanSpace:
             "knobs": [
                 {"site": k.site, "field": k.field, "choices": list(k.choices), "ordered": k.ordered}
                 for k in self.knobs
-            ]
+            ],
+            **({} if self.refit == "none" else {"refit": self.refit}),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> PlanSpace:
         """Rebuild a space from `to_json`."""
         return PlanSpace(
-            tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in data["knobs"])
+            tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in data["knobs"]),
+            data.get("refit", "none"),
         )

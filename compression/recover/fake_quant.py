@@ -184,6 +184,14 @@ class FakeQuant(Hook):
             handle.remove()
         self._handles.clear()
 
+    def state(self) -> Mapping[str, Tensor]:
+        """Return ranges, scales and whether the warm-up is over."""
+        return self._mode.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with the ranges and scales of the interrupted training."""
+        self._mode.load_state(state)
+
 
 class _Rounding(TorchFunctionMode):
     """Rounds what enters the functions of a forward pass; places are known by their order."""
@@ -218,6 +226,23 @@ class _Rounding(TorchFunctionMode):
             module.register_forward_pre_hook(before),
             module.register_forward_hook(after, always_call=True),
         ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that later passes depend on, by name; a place is `layer#use`."""
+        ranges = {f"range.{n}#{use}": torch.stack(r) for (n, use), r in self._ranges.items()}
+        scales = {f"scale.{name}": scale for name, scale in self._scales.items()}
+        return {"active": torch.tensor(self.active), **ranges, **scales}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        self.active = bool(state["active"])
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if kind == "range":
+                layer, _, use = name.rpartition("#")
+                self._ranges[layer, int(use)] = (value[0].clone(), value[1].clone())
+            elif kind == "scale":
+                self._scales[name] = value.clone()
 
     def forget_scales(self) -> None:
         """Search the scales of few-bit weights again at their next use."""

@@ -21,6 +21,7 @@ from compression.models.cifar_resnet import cifar_resnet
 from compression.models.digits_training import DIGITS_PREPROCESSING, train_digits
 from compression.preprocess import preprocess
 from compression.recover.augment import crop_and_flip
+from compression.recover.fake_quant import FakeQuant
 from compression.recover.hook import Hook
 from compression.recover.training import (
     Curve,
@@ -278,23 +279,25 @@ class Drifting(Hook):
     ],
 )
 def test_interrupted_is_uninterrupted(recipe: Recipe, backend: Backend) -> None:
-    """Bit for bit, with dropout, augmentation, averages and a hook that remembers."""
+    """Bit for bit, with dropout, augmentation, averages and hooks that remember."""
+
+    def hooks() -> tuple[Hook, ...]:
+        return (Hook(), Drifting(), FakeQuant(weight_bits=4, warm_up=0.5))
+
     data, teacher = digits(100), small_net(seed=3)  # three batches an epoch
     states: list[bytes] = []
     keep = Checkpoints(every_steps=7, keep=lambda state: states.append(state.to_bytes()))
     options: dict[str, Any] = {"teacher": teacher, "backend": backend}
     model = small_net()
-    curve, reports = run(model, data, recipe, hooks=(Hook(), Drifting()), **options)
+    curve, reports = run(model, data, recipe, hooks=hooks(), **options)
     watched = small_net()
-    run(watched, data, recipe, hooks=(Hook(), Drifting()), checkpoints=keep, **options)
+    run(watched, data, recipe, hooks=hooks(), checkpoints=keep, **options)
     assert len(states) == 3
     for number, written in enumerate(states):
         state = TrainingState.from_bytes(written)
         assert state.step == 7 * (number + 1)
         resumed = small_net(seed=9)  # its weights come from the state
-        again, later = run(
-            resumed, data, recipe, 77, hooks=(Hook(), Drifting()), state=state, **options
-        )
+        again, later = run(resumed, data, recipe, 77, hooks=hooks(), state=state, **options)
         assert again == curve
         assert later == reports[-len(later) :]
         for key, value in model.state_dict().items():
