@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compression.artifact import Digest
 from compression.plan import Plan
-from search.trial import Fidelity, Trial
+from search.trial import Fidelity, Preparation, PrepareKind, Trial
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,22 +23,42 @@ class Evaluate:
     base: Digest | None = None
 
 
-PrepareKind = Literal["finetune"]
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
     """Order: long, checkpointed training whose artifact later requests name as their base.
 
+    It becomes a trial at fidelity `prepared`. When it is told, its outcome is `Measured`: the
+    artifact is `trial.artifacts[PREPARED_ROLE]`, `outcome.found` holds what the training found out
+    (JSON, by kind) and the readings may be none.
+
+    | kind | training | `found` |
+    |---|---|---|
+    | `finetune` | `plan` is applied to `base`, then a recovery of `steps` | `plan`, `top1` |
+    | `admm` | ADMM of `base` towards `plan`, hard pruning, retraining, purification | `plan`, ... |
+    | `pruning_net` | a net that generates the weights of any widths (MetaPruning) | `top1_dense` |
+    | `supernet` | shared weights under the sandwich rule (slimmable networks) | `top1_dense` |
+    | `tas` | differentiable search of widths and depths | `plan`, ... |
+
+    Artifacts of the first two are networks with the plan's widths; a request with such a base
+    names the *final* widths, counted in the job's model, and can only go below the base's.
+    Artifacts of `pruning_net` and `supernet` hand out weights for any plan over the job's model.
+
     Attributes:
-        kind: `finetune`: apply `plan` to `base` and run the job's recovery recipe.
-        plan: What is applied before training.
+        kind: Which training.
+        plan: What is applied before (`finetune`) or reached by (`admm`) training; else dense.
         base: Artifact to start from; None for the job's model.
+        options: JSON values, by kind.
     """
 
     kind: PrepareKind
-    plan: Plan
+    plan: Plan = dataclasses.field(default_factory=Plan)
     base: Digest | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def preparation(self) -> Preparation:
+        """Kind and options, as a trial carries them."""
+        return Preparation(kind=self.kind, options=self.options)
 
 
 Request = Evaluate | Prepare
@@ -63,7 +83,7 @@ class Agent(Protocol):
     The loop calls, on one thread: `restore` at most once and first; then `ask` and `tell` in any
     order. Laws, each held by `tests/contracts/agent.py`:
 
-    * Every plan asked for is in `problem.space`, and no (plan, fidelity, base) is asked for twice.
+    * Every plan evaluated is in `problem.space`, and no (plan, fidelity, base) is asked for twice.
     * `ask` may return fewer than `n` requests, or none while it waits for tells; it never blocks
       for ever: with nothing pending it returns at least one unless its space is exhausted.
     * Everything after depends only on the problem (with its seed), the options, the number of

@@ -12,11 +12,22 @@ from search.errors import ProblemInvalid
 from search.problem import Problem
 
 AGENTS: Mapping[str, str] = {
+    "auto": "search.agents.auto:Auto",
     "uniform": "search.agents.uniform:Uniform",
     "random": "search.agents.random:Random",
     "tpe": "search.agents.tpe:Tpe",
     "nsga2": "search.agents.nsga2:Nsga2",
     "cbo": "search.agents.cbo:Cbo",
+    "metapruning": "search.agents.metapruning:Metapruning",
+    "autocompress": "search.agents.autocompress:Autocompress",
+    "amc": "search.agents.amc:Amc",
+    "nsga3": "search.agents.nsga3:Nsga3",
+    "gp": "search.agents.gp:Gp",
+    "fastnas": "search.agents.fastnas:Fastnas",
+    "knapsack": "search.agents.knapsack:Knapsack",
+    "netadapt": "search.agents.netadapt:Netadapt",
+    "cmaes": "search.agents.cmaes:Cmaes",
+    "tas": "search.agents.tas:Tas",
 }
 """Name to `module:class`; loaded when asked for, so that listing names stays light.
 
@@ -25,15 +36,13 @@ class attribute `options_type`, and the constructor `(problem: Problem, options:
 module imports torch, botorch or optuna inside functions only.
 """
 
-DEFAULT = "cbo"
-"""What the agent name `auto` stands for today."""
+DEFAULT = "auto"
+"""Who searches where a job names nobody."""
 
 
 def _load(name: str) -> Any:
-    if name == "auto":
-        name = DEFAULT
     if name not in AGENTS:
-        raise ProblemInvalid(f"Unknown agent {name!r}; known: auto, {', '.join(AGENTS)}")
+        raise ProblemInvalid(f"Unknown agent {name!r}; known: {', '.join(AGENTS)}")
     module, _, attribute = AGENTS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -73,12 +82,13 @@ def describe() -> list[dict[str, Any]]:
     for name in AGENTS:
         agent_type = _load(name)
         fields = dataclasses.fields(agent_type.options_type)
+        defaults = agent_type.options_type()
         listing.append(
             {
                 "name": name,
                 "summary": agent_type.__doc__.strip().splitlines()[0],
                 "default": name == DEFAULT,
-                "options": {field.name: field.default for field in fields},
+                "options": {field.name: getattr(defaults, field.name) for field in fields},
             }
         )
     return listing

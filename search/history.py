@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from compression.artifact import Digest
 from compression.decisions import DropBlock
 from compression.errors import PlanInvalid
 from compression.site import MODEL_SITE
@@ -84,15 +85,19 @@ class History:
     so are plans outside the space. Trials that another agent proposed are welcome.
     """
 
-    def __init__(self, problem: Problem, fidelity: Fidelity = Fidelity.PROXY) -> None:
+    def __init__(
+        self, problem: Problem, fidelity: Fidelity = Fidelity.PROXY, base: Digest | None = None
+    ) -> None:
         """Start empty.
 
         Args:
             problem: Its space names the points.
             fidelity: Of every request.
+            base: Of every request; None for the job's model.
         """
         self.space = problem.space
         self._fidelity = fidelity
+        self._base = base
         self._pending: dict[Point, None] = {}
         self._told: dict[str, Told] = {}
         self._points: set[Point] = set()
@@ -135,12 +140,12 @@ class History:
             raise ProblemInvalid(f"Point {key} was asked for before")
         self._pending[key] = None
         self.asked += 1
-        return Evaluate(plan=self.space.decode(key), fidelity=self._fidelity)
+        return Evaluate(plan=self.space.decode(key), fidelity=self._fidelity, base=self._base)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take in finished trials; one told twice counts once."""
         for trial in trials:
-            if trial.fidelity is not self._fidelity or trial.base is not None:
+            if trial.fidelity is not self._fidelity or trial.base != self._base:
                 continue
             try:
                 point = self.space.encode(trial.plan)

@@ -125,9 +125,16 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """The trial was evaluated. Violated constraints are data here, not failures."""
+    """The trial was evaluated. Violated constraints are data here, not failures.
+
+    Attributes:
+        measurement: Its readings.
+        found: What else it found out, JSON values: of preparations, for the agent that ordered
+            them.
+    """
 
     measurement: Measurement
+    found: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,8 +158,9 @@ Outcome = Measured | Infeasible | Failed
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     """Return the outcome as tagged plain JSON data."""
     match outcome:
-        case Measured(measurement):
-            return {"kind": "measured", "readings": measurement.to_json()}
+        case Measured(measurement, found):
+            known = {"found": dict(found)} if found else {}
+            return {"kind": "measured", "readings": measurement.to_json(), **known}
         case Infeasible(reason):
             return {"kind": "infeasible", "reason": reason}
         case Failed(error, retryable):
@@ -163,7 +171,7 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
     """Rebuild an outcome from `outcome_to_json`."""
     match data["kind"]:
         case "measured":
-            return Measured(Measurement.from_json(data["readings"]))
+            return Measured(Measurement.from_json(data["readings"]), data.get("found", {}))
         case "infeasible":
             return Infeasible(data["reason"])
         case "failed":

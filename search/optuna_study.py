@@ -1,4 +1,4 @@
-"""The bridge between plan spaces and Optuna's samplers, which TPE and NSGA-II share.
+"""The bridge between plan spaces and Optuna's samplers, which all agents around them share.
 
 A study is rebuilt for every request from the told trials and the pending points, with a sampler
 seeded for that request. So nothing hides in a sampler: the suggestion is a function of seed,
@@ -7,6 +7,8 @@ count, told trials and pending points. Rebuilding takes some milliseconds per hu
 
 from __future__ import annotations
 
+import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,11 @@ import numpy as np
 
 from compression.space import PlanSpace, Point
 from search.arithmetic import as_points
-from search.history import History, Told, canonical
+from search.history import History, Told, canonical, generator
+from search.point_agent import PointAgent
 from search.problem import Problem
 from search.repair import Repair, as_point
+from search.sampling import design, new_point
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -29,6 +33,11 @@ REFUSED = 10.0
 
 TRIES = 8
 """Suggestions drawn from a sampler before neighbours of the last one are taken instead."""
+
+
+def generation_size(problem: Problem) -> int:
+    """Return the members of a generation: a fifth of the budget of trials, within 8..32."""
+    return min(32, max(8, (problem.budget_trials or 60) // 5))
 
 
 def distributions(space: PlanSpace) -> dict[str, BaseDistribution]:
@@ -128,8 +137,16 @@ def build(
     return study
 
 
-def suggest(study: Study, repair: Repair, history: History) -> tuple[Point | None, list[Point]]:
+def suggest(
+    study: Study, repair: Repair, history: History, tries: int = TRIES
+) -> tuple[Point | None, list[Point]]:
     """Return a new point from the study's sampler, shrunk to the arithmetic bounds.
+
+    Args:
+        study: As `build` returns it.
+        repair: Of the problem.
+        history: What is known.
+        tries: Most suggestions that are drawn.
 
     Returns:
         The first new suggestion that keeps the bounds, or None, and all that were drawn.
@@ -137,7 +154,7 @@ def suggest(study: Study, repair: Repair, history: History) -> tuple[Point | Non
     space = repair.space
     fixed = distributions(space)
     drawn: list[Point] = []
-    for _ in range(TRIES):
+    for _ in range(tries):
         trial = study.ask(fixed)
         raw = [int(trial.params[name]) for name in fixed]
         study.tell(trial, state=_fail())
@@ -153,3 +170,57 @@ def _fail() -> Any:
     from optuna.trial import TrialState
 
     return TrialState.FAIL
+
+
+class SamplerAgent(PointAgent):
+    """A design of uniform and Sobol points first, then the suggestions of an Optuna sampler.
+
+    Suggestions that break a bound on macs, flops or params are shrunk to it; repeated ones are
+    drawn again, then moved by one step.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        startup_trials: int,
+        generation_size: int | None = None,
+        tries: int = TRIES,
+    ) -> None:
+        """Lay out the design.
+
+        Args:
+            problem: To be solved.
+            startup_trials: Points of the design.
+            generation_size: For genetic samplers, see `build`; the sampler then waits for one
+                full generation of measured trials.
+            tries: Suggestions drawn before neighbours of the last one are taken instead.
+        """
+        super().__init__(problem)
+        self._startup_trials = startup_trials
+        self._generation_size = generation_size
+        self._tries = tries
+        self._design = design(self._repair, problem.seed, startup_trials)
+
+    @abstractmethod
+    def _sampler(self, seed: int) -> BaseSampler:
+        """Return the sampler of one request."""
+
+    def _suggest(self) -> Point | None:
+        from optuna.exceptions import ExperimentalWarning
+
+        history = self._history
+        rng = generator(self._problem, history.asked)
+        if history.asked < self._startup_trials:
+            for point in self._design:
+                if history.is_new(point):
+                    return point
+        if len(history.measured) < (self._generation_size or 2):
+            return new_point(self._repair, history, rng)
+        with warnings.catch_warnings():
+            # Optuna calls some samplers experimental in every process; which ones we know.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler = self._sampler(int(rng.integers(2**31)))
+        study = build(self._problem, history, sampler, generation_size=self._generation_size)
+        found, drawn = suggest(study, self._repair, history, self._tries)
+        return found or new_point(self._repair, history, rng, near=drawn)

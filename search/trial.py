@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Literal
 
 from compression.artifact import Digest
-from compression.plan import Plan
+from compression.plan import Plan, canonical_json
 from search.errors import IllegalTransition
 from search.measurement import Failed, Infeasible, Measured, Outcome
 
@@ -23,6 +25,8 @@ class Fidelity(StrEnum):
     """The job's whole recovery recipe, all of search-validation."""
     CONFIRMED = "confirmed"
     """Rebuilt from its files, parity-checked, timed with interval, held-out test read once."""
+    PREPARED = "prepared"
+    """No rung: long training that an agent ordered, whose artifact later trials start from."""
 
 
 SEARCH_FIDELITIES = frozenset({Fidelity.PROXY, Fidelity.SHORT})
@@ -86,9 +90,43 @@ MAX_ATTEMPTS = 3
 """Executions a trial may have before a retryable failure becomes final."""
 
 
+PrepareKind = Literal["finetune", "admm", "pruning_net", "supernet", "tas"]
+"""See `search.agent.Prepare`."""
+
+PREPARED_ROLE = "prepared"
+"""Role of the artifact that a preparation leaves: the base of later requests."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What is trained, apart from the plan and the base.
+
+    Attributes:
+        kind: Which training.
+        options: JSON values; what they mean depends on the kind.
+    """
+
+    kind: PrepareKind
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of kind and options: with plan and base the name of the order."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {"kind": self.kind, "options": dict(self.options)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Preparation:
+        """Rebuild from `to_json`."""
+        return Preparation(kind=data["kind"], options=data["options"])
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One plan at one fidelity in one job; (job, plan digest, fidelity, base) is unique.
+    """One plan at one fidelity in one job; (plan digest, fidelity, base, preparation) is unique.
 
     Attributes:
         id: Unique everywhere.
@@ -96,6 +134,7 @@ class Trial:
         plan: What is tried.
         fidelity: How it is scored.
         base: Artifact the plan is applied to; None for the job's model.
+        preparation: What is trained, at fidelity `prepared`; None for every other trial.
         seed: Of everything random in the evaluation.
         state: Where it stands.
         agent: Who asked for it.
@@ -111,6 +150,7 @@ class Trial:
     seed: int
     agent: str
     base: Digest | None = None
+    preparation: Preparation | None = None
     state: TrialState = TrialState.PROPOSED
     outcome: Outcome | None = None
     artifacts: Mapping[str, Digest] = dataclasses.field(default_factory=dict)
@@ -126,12 +166,15 @@ class Attempt:
         trial_id: Which trial.
         epoch: 1, 2, ... within the trial.
         state: Where it stands.
+        resume: Newest checkpoint that an earlier attempt left, where the training goes on; None
+            to begin at the beginning.
     """
 
     id: str
     trial_id: str
     epoch: int
     state: AttemptState = AttemptState.RUNNING
+    resume: Digest | None = None
 
 
 def check_transition(before: TrialState, after: TrialState) -> None:

@@ -18,17 +18,14 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from compression.space import Point
-from search.agent import Request, Snapshot
 from search.errors import ProblemInvalid
-from search.history import History, fill, generator
-from search.optuna_study import build, suggest
+from search.optuna_study import SamplerAgent, generation_size
 from search.problem import Problem
-from search.repair import Repair
-from search.sampling import design, new_point
-from search.trial import Trial
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,54 +53,23 @@ class Options:
                 raise ProblemInvalid(f"nsga2: {name} is {value}; it must be in [0, 1]")
 
 
-class Nsga2:
+class Nsga2(SamplerAgent):
     """Breeds plans by crossover and mutation and keeps the feasible, undominated ones."""
 
     options_type = Options
 
     def __init__(self, problem: Problem, options: Options) -> None:
-        self._problem = problem
+        size = options.population_size or generation_size(problem)
+        super().__init__(problem, startup_trials=size, generation_size=size)
         self._options = options
-        self._history = History(problem)
-        self._repair = Repair(problem)
-        self._population_size = options.population_size or min(
-            32, max(8, (problem.budget_trials or 60) // 5)
-        )
-        self._design = design(self._repair, problem.seed, self._population_size)
+        self._population_size = size
 
-    def ask(self, n: int) -> Sequence[Request]:
-        """Return up to `n` new requests; fewer when the space is exhausted."""
-        return fill(self._history, n, self._suggest)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Learn from finished trials."""
-        self._history.tell(trials)
-
-    def snapshot(self) -> Snapshot:
-        """Return the count and the pending points."""
-        return self._history.snapshot()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take up where `snapshot` was made."""
-        self._history.restore(snapshot)
-
-    def _suggest(self) -> Point | None:
+    def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import NSGAIISampler
 
-        history = self._history
-        rng = generator(self._problem, history.asked)
-        if history.asked < self._population_size:
-            for point in self._design:
-                if history.is_new(point):
-                    return point
-        if len(history.measured) < self._population_size:
-            return new_point(self._repair, history, rng)
-        sampler = NSGAIISampler(
+        return NSGAIISampler(
             population_size=self._population_size,
             crossover_prob=self._options.crossover_probability,
             mutation_prob=self._options.mutation_probability,
-            seed=int(rng.integers(2**31)),
+            seed=seed,
         )
-        study = build(self._problem, history, sampler, generation_size=self._population_size)
-        found, drawn = suggest(study, self._repair, history)
-        return found or new_point(self._repair, history, rng, near=drawn)

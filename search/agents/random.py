@@ -2,14 +2,16 @@
 
 Reference:
     J. Bergstra, Y. Bengio: Random Search for Hyper-Parameter Optimization, JMLR 2012. Random
-    strategies within a budget of FLOPs are also the proposals of EagleEye (B. Li et al., ECCV
-    2020).
+    strategies within a budget of FLOPs are also the proposals of EagleEye (B. Li et al.: Fast
+    Sub-net Evaluation for Efficient Neural Network Pruning, ECCV 2020): with trials that
+    recalibrate BatchNorm, as all do, this is the control that every agent has to beat.
 
 Deviations:
     * Draws have a random level, so that the sizes of the networks differ; knobs drawn each on its
       own would give nearly the same size every time.
-    * Draws that break a bound on macs, flops or params are drawn again or shrunk to it, and a
-      share of all draws is grown to it: what arithmetic decides needs no trial.
+    * Draws that break a bound on macs, flops or params are drawn again or shrunk to it, and the
+      share `fill` of all draws is grown to it by one factor: what arithmetic decides needs no
+      trial.
 """
 
 from __future__ import annotations

@@ -17,17 +17,14 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from compression.space import Point
-from search.agent import Request, Snapshot
 from search.errors import ProblemInvalid
-from search.history import History, fill, generator
-from search.optuna_study import build, suggest
+from search.optuna_study import SamplerAgent
 from search.problem import Problem
-from search.repair import Repair
-from search.sampling import design, new_point
-from search.trial import Trial
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,50 +46,16 @@ class Options:
             raise ProblemInvalid(f"tpe: candidates is {self.candidates}; 1..10000 is allowed")
 
 
-class Tpe:
+class Tpe(SamplerAgent):
     """Models where good and bad plans lie (Parzen estimators) and asks where good ones prevail."""
 
     options_type = Options
 
     def __init__(self, problem: Problem, options: Options) -> None:
-        self._problem = problem
+        super().__init__(problem, startup_trials=options.startup_trials)
         self._options = options
-        self._history = History(problem)
-        self._repair = Repair(problem)
-        self._design = design(self._repair, problem.seed, options.startup_trials)
 
-    def ask(self, n: int) -> Sequence[Request]:
-        """Return up to `n` new requests; fewer when the space is exhausted."""
-        return fill(self._history, n, self._suggest)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Learn from finished trials."""
-        self._history.tell(trials)
-
-    def snapshot(self) -> Snapshot:
-        """Return the count and the pending points."""
-        return self._history.snapshot()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take up where `snapshot` was made."""
-        self._history.restore(snapshot)
-
-    def _suggest(self) -> Point | None:
+    def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import TPESampler
 
-        history = self._history
-        rng = generator(self._problem, history.asked)
-        if history.asked < self._options.startup_trials:
-            for point in self._design:
-                if history.is_new(point):
-                    return point
-        if len(history.measured) < 2:
-            return new_point(self._repair, history, rng)
-        sampler = TPESampler(
-            n_startup_trials=0,
-            n_ei_candidates=self._options.candidates,
-            seed=int(rng.integers(2**31)),
-        )
-        study = build(self._problem, history, sampler)
-        found, drawn = suggest(study, self._repair, history)
-        return found or new_point(self._repair, history, rng, near=drawn)
+        return TPESampler(n_startup_trials=0, n_ei_candidates=self._options.candidates, seed=seed)

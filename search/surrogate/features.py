@@ -8,14 +8,21 @@ from numpy.typing import NDArray
 from compression.space import DENSE
 from search.arithmetic import Arithmetic, Floats, Points, as_points
 from search.problem import Problem
+from search.surrogate.three import Three
 
 
 class Features:
     """Coordinates of points for Gaussian processes, in about [0, 1]."""
 
-    def __init__(self, problem: Problem) -> None:
-        """Prepare the scales; costs are scaled between the smallest and the dense plan."""
+    def __init__(self, problem: Problem, three: Three | None = None) -> None:
+        """Prepare the scales; costs are scaled between the smallest and the dense plan.
+
+        Args:
+            problem: Its space names the points.
+            three: What stands for the channel knobs; None for one column each.
+        """
         space = problem.space
+        self._three = three
         self._knobs = space.knobs
         self._arithmetic = Arithmetic(problem)
         ends = as_points([space.smallest(), space.dense()], len(space.knobs))
@@ -28,16 +35,32 @@ class Features:
         table = np.stack([costs.macs, costs.params, costs.weight_bytes], axis=1)
         return np.asarray(np.log(np.maximum(table, 1).astype(np.float64)))
 
+    @property
+    def channel_columns(self) -> list[int]:
+        """Columns of `decisions` that are one channel knob each, in knob order."""
+        columns, column = [], 0
+        for knob in self._knobs:
+            if knob.field == "keep_channels":
+                columns.append(column)
+                column += 1
+            else:
+                column += len(knob.choices) - 1
+        return columns
+
     def decisions(self, points: Points) -> Floats:
         """Return what was decided: `t x f` for `t x d` points.
 
-        Per channel knob the share of its range that is kept, as applied; per other knob one
-        column a choice but the first.
+        Per channel knob the share of its range that is kept, as applied, or three columns for all
+        of them; per other knob one column a choice but the first.
         """
         columns: list[NDArray[np.float64]] = []
+        if self._three is not None:
+            columns = list(self._three.coordinates(points).T)
         for number, knob in enumerate(self._knobs):
             index = points[:, number]
             if knob.field == "keep_channels":
+                if self._three is not None:
+                    continue
                 kept = np.array([float(choice) for choice in knob.choices])
                 columns.append((kept[index] - kept[0]) / ((kept[-1] - kept[0]) or 1.0))
             else:

@@ -19,9 +19,12 @@ from search.measurement import Failed, Infeasible, Interval, Measured, Measureme
 from search.trial import (
     BASELINE_AGENT,
     MAX_ATTEMPTS,
+    PREPARED_ROLE,
     Attempt,
     AttemptState,
     Fidelity,
+    Preparation,
+    PrepareKind,
     Trial,
     TrialState,
 )
@@ -169,11 +172,72 @@ class LedgerContract:
     def test_a_prepared_artifact_is_a_trial_that_no_search_budget_pays(
         self, ledger: Ledger
     ) -> None:
-        prepare = Prepare(kind="finetune", plan=plan_of(1), base=WEIGHTS)
+        prepare = Prepare(kind="finetune", plan=plan_of(1), base=WEIGHTS, options={"steps": 7})
         (trial,) = ledger.propose([prepare], agent="cooling", snapshot=None)
         assert (trial.plan, trial.base) == (plan_of(1), WEIGHTS)
+        assert trial.fidelity is Fidelity.PREPARED
+        assert trial.preparation == Preparation(kind="finetune", options={"steps": 7})
         ledger.record(finish(trial, ledger.start(trial)))
         assert ledger.spent().trials == 0
+
+    def test_a_preparation_is_named_by_plan_base_kind_and_options(self, ledger: Ledger) -> None:
+        def order(kind: PrepareKind, steps: int, base: Digest | None = None) -> Prepare:
+            return Prepare(kind=kind, plan=plan_of(1), base=base, options={"steps": steps})
+
+        orders = [
+            order("finetune", 1),
+            order("finetune", 2),
+            order("admm", 1),
+            order("finetune", 1, WEIGHTS),
+            order("finetune", 1),
+        ]
+        trials = ledger.propose(orders, agent="cooling", snapshot=None)
+        assert [t.number for t in trials] == [0, 1, 2, 3, 0]
+        again = ledger.propose(orders[:1], agent="cooling", snapshot=None)
+        assert list(again) == list(ledger.trials())[:1]
+
+    def test_what_a_preparation_found_comes_back_exactly(self, ledger: Ledger) -> None:
+        (trial,) = ledger.propose([Prepare(kind="tas")], agent="tas", snapshot=None)
+        found = {"plan": plan_of(3).to_json(), "macs": 12_345_678_901, "discrepancy": 0.1 + 0.2}
+        outcome = Measured(Measurement(()), found)
+        recorded = ledger.record(
+            finish(trial, ledger.start(trial), outcome, {PREPARED_ROLE: WEIGHTS})
+        )
+        assert recorded is not None
+        assert recorded.state is TrialState.MEASURED
+        assert recorded.outcome == outcome
+        assert recorded.artifacts == {PREPARED_ROLE: WEIGHTS}
+        assert list(ledger.trials()) == [recorded]
+
+    def test_the_next_attempt_goes_on_from_the_newest_checkpoint(self, ledger: Ledger) -> None:
+        trial = one(ledger, fidelity=Fidelity.FULL)
+        first = ledger.start(trial)
+        assert first.resume is None
+        for checkpoint in (WEIGHTS, ONNX):
+            ledger.keep(first, checkpoint)
+        trial = ledger.lost(first, "killed")
+        second = ledger.start(trial)
+        assert second.resume == ONNX
+        # It died before it came further.
+        third = ledger.start(trial)
+        assert third.resume == ONNX
+
+    def test_checkpoints_of_attempts_that_are_not_live_are_ignored(self, ledger: Ledger) -> None:
+        trial = one(ledger, fidelity=Fidelity.FULL)
+        first = ledger.start(trial)
+        ledger.keep(first, WEIGHTS)
+        trial = ledger.lost(first, "killed")
+        ledger.keep(first, ONNX)
+        second = ledger.start(trial)
+        assert second.resume == WEIGHTS
+        ledger.keep(first, ONNX)
+        ledger.record(finish(trial, second, Failed("OSError: disk full", retryable=True)))
+        ledger.keep(second, ONNX)
+        assert ledger.start(trial).resume == WEIGHTS
+
+    def test_checkpoints_of_one_trial_are_not_anothers(self, ledger: Ledger) -> None:
+        ledger.keep(ledger.start(one(ledger, 1)), WEIGHTS)
+        assert ledger.start(one(ledger, 2)).resume is None
 
     def test_a_finished_trial_is_returned_to_who_asks_again(self, ledger: Ledger) -> None:
         trial = one(ledger)
@@ -304,7 +368,7 @@ class LedgerContract:
         ledger.record(finish(baseline, ledger.start(baseline)))
         spent = ledger.spent()
         assert spent.trials == 2
-        assert spent.device_s == pytest.approx(5 * 2.0)
+        assert spent.device_s == pytest.approx((len(Fidelity) + 1) * 2.0)
 
     def test_events_are_taken(self, ledger: Ledger) -> None:
         trial = one(ledger)

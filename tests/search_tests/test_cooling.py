@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.cooling import SCHEDULES, Schedule, cooled
+from search.cooling import SCHEDULES, Cooling, Schedule, cooled
 from search.errors import ProblemInvalid
+from tests.synthetic import Net, latency_at_most, macs_at_most, top1_at_least
 
 GOLDEN = {
     "exponential": [162.9, 125.2, 102.3, 88.4, 80.0],
@@ -56,3 +58,16 @@ def test_refuses_what_is_out_of_range(change: dict[str, object], message: str) -
     schedule = arguments.pop("schedule")
     with pytest.raises(ProblemInvalid, match=message):
         cooled(schedule, 2.0, 1.0, **arguments)  # type: ignore[arg-type]
+
+
+def test_bounds_cool_from_the_dense_value_to_the_target() -> None:
+    problem = Net(d=4).problem([latency_at_most(0.5), macs_at_most(0.25), top1_at_least(-0.02)])
+    cooling = Cooling(problem, "exponential", steps=5, rate=0.5, startup=10, share=0.4)
+    # 50 trials after the design, 20 of them in 4 loose steps.
+    assert [cooling.step(asked) for asked in (0, 9, 10, 14, 15, 25, 29, 30, 59)] == [
+        1, 1, 1, 1, 2, 4, 4, 5, 5,
+    ]  # fmt: skip
+    # A latency of at most half is missed by (1 - 0.5) / 0.5 = 1, MACs by 3, the floor not at all.
+    heat = np.exp(-0.5) - np.exp(-2.5)
+    np.testing.assert_allclose(cooling.slack(1), [heat, 3 * heat, 0.0])
+    np.testing.assert_array_equal(cooling.slack(5), [0.0, 0.0, 0.0])

@@ -9,12 +9,14 @@ from botorch.acquisition.analytic import (
     LogConstrainedExpectedImprovement,
     LogProbabilityOfFeasibility,
 )
+from gpytorch.mlls import ExactMarginalLogLikelihood
 from scipy.integrate import quad
 from scipy.stats import norm
 
 from search.arithmetic import Floats
 from search.sampling import draw
 from search.surrogate.acquisition import log_h, log_merit
+from search.surrogate.evidence import log_posterior
 from search.surrogate.features import Features, bilog, chebyshev
 from search.surrogate.gp import Surrogate, fit, one_thread
 from tests.synthetic import Net
@@ -118,6 +120,39 @@ def test_constant_outputs_and_repeated_inputs() -> None:
     mean, deviation = surrogate.predict(x)
     np.testing.assert_allclose(mean, 7.0, atol=1e-6)
     assert np.isfinite(deviation).all()
+
+
+def test_the_posterior_of_parameters_is_gpytorchs() -> None:
+    x, y = sample(t=12)
+    surrogate = fit(x, y[:, :1], max_iterations=5)
+    process = surrogate.processes[0]
+    theta = np.append(process.parameters.lengths, process.parameters.noise)
+    model = surrogate.model.train()
+    likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
+    theirs = float(likelihood(model(process.x), process.y).detach())
+    value, gradient = log_posterior(process.x, process.y, np.log(theta))
+    assert value / len(x) == pytest.approx(theirs, rel=1e-6)
+    for number in range(len(theta)):
+        step = np.zeros(len(theta))
+        step[number] = 1e-5
+        up, _ = log_posterior(process.x, process.y, np.log(theta) + step)
+        down, _ = log_posterior(process.x, process.y, np.log(theta) - step)
+        assert gradient[number] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-5)
+
+
+def test_draws_have_the_posteriors_mean_and_deviation() -> None:
+    x, y = sample(t=15)
+    surrogate = fit(x, y, max_iterations=10)
+    new = np.random.default_rng(8).random((5, 3))
+    draws = surrogate.sample(new, np.random.default_rng(9), 4000)
+    mean, deviation = surrogate.predict(new)
+    assert draws.shape == (4000, 5, 2)
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=4 * deviation.max() / 60)
+    np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.06, atol=1e-3)
+    # Neighbours rise and fall together.
+    pair = np.array([new[0], new[0] + 0.01])
+    together = surrogate.sample(pair, np.random.default_rng(9), 500)[:, :, 0]
+    assert np.asarray(np.corrcoef(together.T))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

@@ -1,0 +1,72 @@
+"""Gaussian processes for the loss and every constraint, by Optuna's sampler.
+
+Reference:
+    J. Snoek, H. Larochelle, R. Adams: Practical Bayesian Optimization of Machine Learning
+    Algorithms, NeurIPS 2012; constraints as in J. Gardner et al.: Bayesian Optimization with
+    Inequality Constraints, ICML 2014; several objectives by expected hypervolume improvement as
+    in S. Daulton et al., NeurIPS 2020. The sampler is Optuna's `GPSampler`.
+
+Deviations:
+    * The first trials are a design of uniform and Sobol points of differing size.
+    * Suggestions that break a bound on macs, flops or params are shrunk to it before they are
+      asked for, and enter the history as applied.
+    * No plan is asked for twice: repeated suggestions are drawn once more, then moved by one step.
+    * Nothing is warped and no cost enters the processes: this is the stock optimiser, beside which
+      `cbo` has to show what its additions are worth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from compression.space import Point
+from search.errors import ProblemInvalid
+from search.optuna_study import SamplerAgent
+from search.problem import Problem
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+REDRAWS = 2
+"""Suggestions drawn per request; each fits the processes anew."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the stock Gaussian-process sampler.
+
+    Attributes:
+        startup_trials: Trials of the design before the processes speak, at least 2.
+        deterministic: Whether readings are taken to be free of noise.
+    """
+
+    startup_trials: int = 10
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.startup_trials < 2:
+            raise ProblemInvalid(f"gp: startup_trials is {self.startup_trials}; at least 2")
+
+
+class Gp(SamplerAgent):
+    """Models loss and bounds by stock Gaussian processes and asks where improvement is likely."""
+
+    options_type = Options
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        super().__init__(problem, startup_trials=options.startup_trials, tries=REDRAWS)
+        self._options = options
+
+    def _suggest(self) -> Point | None:
+        from search.surrogate.gp import one_thread
+
+        with one_thread():
+            return super()._suggest()
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        from optuna.samplers import GPSampler
+
+        return GPSampler(
+            n_startup_trials=0, deterministic_objective=self._options.deterministic, seed=seed
+        )

@@ -1,0 +1,1 @@
+"""Parts of the agent `amc`: states, clamp, rewards and deep deterministic policy gradients."""
