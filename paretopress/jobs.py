@@ -10,6 +10,7 @@ from pathlib import Path
 from paretopress import checkpoints
 from paretopress.errors import ClientError, JobFailed
 from paretopress.events import follow
+from paretopress.layers import Layers
 from paretopress.progress import show_until_end
 from paretopress.types import Event, Front, FrontMember, JobInfo, TrialInfo
 from paretopress.wire import API, Wire
@@ -88,6 +89,11 @@ class Job:
     def front(self) -> Front:
         """Return the front beside the baseline; provisional while the job runs."""
         return Front.model_validate(self._wire.request("GET", f"{self._path}/front").json())
+
+    def layers(self) -> Layers:
+        """Return what single decisions damage at each site, and what the front decides there."""
+        answer = self._wire.request("GET", f"{self._path}/analysis/layers")
+        return Layers.model_validate(answer.json())
 
     def cancel(self) -> JobInfo:
         """Ask the server to stop the job; finished trials stay. Repeating it changes nothing."""

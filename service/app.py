@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from service.api import (
+    analysis,
     artifacts,
     catalogue,
     dashboard,
@@ -64,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     api = APIRouter(prefix=API)
-    for part in (models, datasets, jobs, trials, fronts, events, artifacts, catalogue):
+    for part in (models, datasets, jobs, trials, fronts, analysis, events, artifacts, catalogue):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)

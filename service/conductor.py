@@ -17,7 +17,7 @@ from types import FrameType
 from compression.surveyed import Survey
 from search import catalogue
 from search.errors import IllegalTransition
-from service import scanner
+from service import profiler, scanner
 from service.db import fronts, jobs, lease, models
 from service.db.ledger import SqlLedger
 from service.db.session import Database
@@ -105,6 +105,16 @@ class Conductor:
             if job.state is JobState.QUEUED:
                 jobs.transition(session, claim.job_id, JobState.RUNNING, "claimed")
         ledger.abandon("its conductor died")
+        ended = threading.Event()
+        profiler.start(
+            self.database,
+            self.settings,
+            spec,
+            model_id=job.model_id,
+            survey=stored,
+            owner=self.owner,
+            ended=ended,
+        )
         quiet = QuietNode(self.settings.data_dir / "quiet")
         executor = RayExecutor(
             spec,
@@ -134,6 +144,7 @@ class Conductor:
                 )
             )
         finally:
+            ended.set()
             executor.close()
 
     def _end(self, claim: lease.Claim, ledger: SqlLedger, end: JobEnd) -> None:

@@ -27,6 +27,7 @@ from service.bounds import contradiction_faults, range_faults
 from service.data_fit import DatasetFacts, fit_faults
 from service.errors import Fault, SpecInvalid
 from service.settings import Settings
+from workers.errors import WorkerError
 from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
 
 
@@ -92,7 +93,8 @@ def build_job_spec(
     faults += fit_faults(
         materials.model, materials.num_classes, materials.dataset, materials.facts, metrics
     )
-    if methods is None or agent is None or faults:
+    recovery = _recovery(request, faults)
+    if methods is None or agent is None or recovery is None or faults:
         raise SpecInvalid.of(faults)
     named = {d for d in (*(o.device for o in objectives), *(c.device for c in constraints)) if d}
     default = LOCAL_DEVICES[0].name
@@ -105,7 +107,7 @@ def build_job_spec(
         constraints=tuple(constraints),
         methods=methods,
         devices=tuple(devices[n] for n in (default, *sorted(named - {default}))),
-        recovery=Recovery(**request.recovery.model_dump()),
+        recovery=recovery,
         scoring=Scoring(**request.scoring.model_dump()),
         budget=Budget(**request.budget.model_dump()),
         agent=agent,
@@ -289,9 +291,18 @@ def _methods(request: JobCreate, survey: Survey, faults: list[Fault]) -> Methods
             sparsify=tuple(wanted.sparsify),
             quantize_weights=tuple(wanted.quantize_weights),
             share=tuple(wanted.share),
+            refit=wanted.refit,
         )
     except PlanInvalid as error:
         faults.append(Fault("/methods", str(error)))
+        return None
+
+
+def _recovery(request: JobCreate, faults: list[Fault]) -> Recovery | None:
+    try:
+        return Recovery(**request.recovery.model_dump())
+    except WorkerError as error:
+        faults.append(Fault("/recovery/feature_loss", str(error)))
         return None
 
 

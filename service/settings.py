@@ -42,6 +42,8 @@ class Settings(BaseSettings):
             default. In the environment, a JSON list.
         ray_address: Ray cluster to connect to; None starts a local one.
         lease_s: Seconds after which a silent conductor loses its job.
+        profile_models: Whether a job's model is profiled site by site beside the job: at low
+            priority, for a minute, once per model and data.
         max_upload_bytes: Largest weights or data file.
         max_body_bytes: Largest JSON body.
         max_trials: Most trials one job may ask for.
@@ -71,6 +73,7 @@ class Settings(BaseSettings):
     data_roots: tuple[Path, ...] = ()
     ray_address: str | None = None
     lease_s: float = Field(default=30.0, gt=0)
+    profile_models: bool = True
     max_upload_bytes: int = Field(default=2048 * MIB, ge=1)
     max_body_bytes: int = Field(default=MIB, ge=1)
     max_trials: int = Field(default=10_000, ge=1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from compression.artifact import Digest
 from search.agent import Prepare, Request, Snapshot
 from search.budget import Spent
 from search.measurement import Failed, Outcome
@@ -27,7 +28,7 @@ from workers.errors import LeaseLost
 from workers.executor import Finished
 from workers.ledger import Wish
 
-Key = tuple[str, Fidelity, str]
+Key = tuple[str, Fidelity, str, str]
 
 
 @dataclasses.dataclass
@@ -40,6 +41,7 @@ class Book:
     trials: dict[str, Trial] = dataclasses.field(default_factory=dict)
     attempts: dict[str, list[Attempt]] = dataclasses.field(default_factory=dict)
     events: list[tuple[str, Mapping[str, Any]]] = dataclasses.field(default_factory=list)
+    checkpoints: dict[str, Digest] = dataclasses.field(default_factory=dict)
     snapshot: Snapshot | None = None
     wall_s: float = 0.0
     device_s: float = 0.0
@@ -89,7 +91,12 @@ class MemoryLedger:
         if snapshot is not None:
             self.book.snapshot = snapshot
         known: dict[Key, Trial] = {
-            (trial.plan.digest, trial.fidelity, trial.base or ""): trial
+            (
+                trial.plan.digest,
+                trial.fidelity,
+                trial.base or "",
+                trial.preparation.key if trial.preparation else "",
+            ): trial
             for trial in self.book.trials.values()
         }
         answers = []
@@ -103,6 +110,7 @@ class MemoryLedger:
                     plan=request.plan,
                     fidelity=key[1],
                     base=request.base,
+                    preparation=request.preparation if isinstance(request, Prepare) else None,
                     seed=self.book.seed + number,
                     agent=agent,
                 )
@@ -120,10 +128,22 @@ class MemoryLedger:
         elif attempts[-1].state is AttemptState.RUNNING:
             self._close(attempts[-1], AttemptState.LOST)
         epoch = len(attempts) + 1
-        attempt = Attempt(id=f"att_{trial.number}_{epoch}", trial_id=trial.id, epoch=epoch)
+        attempt = Attempt(
+            id=f"att_{trial.number}_{epoch}",
+            trial_id=trial.id,
+            epoch=epoch,
+            resume=self.book.checkpoints.get(trial.id),
+        )
         attempts.append(attempt)
         self._update(now, state=TrialState.RUNNING)
         return attempt
+
+    def keep(self, attempt: Attempt, checkpoint: Digest) -> None:
+        self._fence()
+        attempts = self.book.attempts[attempt.trial_id]
+        newest = attempts[-1] if attempts else None
+        if newest and newest.id == attempt.id and newest.state is AttemptState.RUNNING:
+            self.book.checkpoints[attempt.trial_id] = checkpoint
 
     def record(self, finished: Finished) -> Trial | None:
         self._fence()
@@ -189,5 +209,7 @@ class MemoryLedger:
 
 
 def _key(request: Request) -> Key:
-    fidelity = Fidelity.FULL if isinstance(request, Prepare) else request.fidelity
-    return (request.plan.digest, fidelity, request.base or "")
+    base = request.base or ""
+    if isinstance(request, Prepare):
+        return (request.plan.digest, Fidelity.PREPARED, base, request.preparation.key)
+    return (request.plan.digest, request.fidelity, base, "")

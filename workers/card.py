@@ -82,6 +82,7 @@ def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
             **{f"{part} rows": str(count) for part, count in counts.items()},
             "INT8 or exported file decides like the module": f"{facts.agreement:.2%}",
             "float file against module": f"{facts.recovered.parity:.1e} of the outputs' size",
+            **_base(facts.recovered),
             "device": f"{device.name}, {device.runtime}, {device.threads} threads",
             **{f"device {key}": value for key, value in device.hardware},
         },
@@ -89,6 +90,16 @@ def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
         versions=installed_versions(),
         warnings=tuple(w for w in warnings if w),
     )
+
+
+def _base(recovered: Recovered) -> dict[str, str]:
+    """Return what the recovery started from, where that was not the original model."""
+    base = recovered.base
+    if base is None:
+        return {}
+    options = ", ".join(f"{name} {value}" for name, value in sorted(base["options"].items()))
+    told = f" ({options})" if options else ""
+    return {"starts from": f"preparation {base['kind']}{told}, artifact {base['artifact'][:12]}"}
 
 
 def _metrics(facts: CardFacts) -> list[MetricRow]:

@@ -8,8 +8,10 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compression.apply import ApplyContext
+from compression.artifact import Digest
 from compression.backend import Backend, choose_backend
 from compression.catalogue import SELECTORS
 from compression.container import encode_onnx
@@ -40,6 +43,9 @@ from workers.meters.size import download_bytes, resident_bytes
 from workers.quiet import QuietNode
 from workers.store import ArtifactStore
 
+if TYPE_CHECKING:
+    from workers.bases import Base
+
 BATCH_IMAGES = 250
 """Images per forward pass: large enough to fill one core, small enough to stay in its cache."""
 
@@ -57,6 +63,7 @@ class JobContext:
         store: Where blobs are read and written.
         quiet: Lets timing have the node to itself.
         dense: The original model, eval mode; never changed.
+        bases: What trials started from lately, by digest; `workers.bases` fills it.
     """
 
     def __init__(self, spec: JobSpec, store: ArtifactStore, quiet: QuietNode) -> None:
@@ -65,6 +72,7 @@ class JobContext:
         self.quiet = quiet
         weights = store.get(spec.model.weights) if spec.model.weights else None
         self.dense: nn.Module = load_model(spec.model, weights, spec.code_dir)
+        self.bases: OrderedDict[Digest, Base] = OrderedDict()
 
     @classmethod
     def build(cls, spec: JobSpec, store: ArtifactStore, quiet: QuietNode) -> JobContext:
@@ -145,6 +153,15 @@ class JobContext:
     @cached_property
     def apply_context(self) -> ApplyContext:
         """Dependency graph and channel rankings of the dense model."""
+        return self.context_of(self.dense, self.survey)
+
+    def context_of(self, model: nn.Module, surveyed: Survey) -> ApplyContext:
+        """Return what plans are applied with to a network for the job's task.
+
+        Args:
+            model: The dense model, or what training made of a smaller one.
+            surveyed: Its survey.
+        """
         batches = None
         labelled = any(SELECTORS[name].needs_labels for name in self.spec.methods.selectors)
         if labelled and self.data.labels is not None:
@@ -158,8 +175,8 @@ class JobContext:
                 if labels is not None
             ]
         return ApplyContext.build(
-            self.dense,
-            self.survey,
+            model,
+            surveyed,
             self.spec.model.input_shape,
             batches=batches,
             calibration=self._calibration_inputs(),
@@ -170,6 +187,7 @@ class JobContext:
         """Preprocessed calibration images, where a method of the job looks at activations."""
         methods = self.spec.methods
         selects = any(SELECTORS[name].needs_inputs for name in methods.selectors)
+        selects |= methods.refit != "none"
         if not selects and set(methods.allow) <= {"drop_block", "prune_channels", "quantize"}:
             return []
         return list(self.batches(self.calibration_images))

@@ -46,9 +46,16 @@ class Lost:
     reason: str
 
 
+CHECKPOINT = "checkpoint"
+"""Key of progress that names a stored checkpoint: for the ledger, not for watchers."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a running attempt says of itself, for watchers: `{"step": ..., "done": ..., ...}`."""
+    """What a running attempt says of itself, for watchers: `{"step": ..., "done": ..., ...}`.
+
+    `{"checkpoint": digest}` says instead where the next attempt could go on.
+    """
 
     work: Work
     data: Mapping[str, Any]

@@ -16,8 +16,13 @@ from search.objective import (
     constraint_from_json,
     objective_from_json,
 )
+from workers.errors import WorkerError
 
 DatasetFormat = Literal["npz", "folders", "parquet", "builtin", "path"]
+# As in `compression.recover`, which loads torch; this module is read by processes without it.
+KdLoss = Literal["kl", "ce_soft", "ce_hard"]
+FeatureLoss = Literal["none", "cckd", "attention", "nst"]
+Average = Literal["none", "ema", "tail"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,19 @@ class Recovery:
         augment: Random crop with 4 pixels of padding and horizontal flip, for natural images.
         short_steps: Training steps of a short-fidelity trial.
         finalists: Trials of the search that are recovered in full, at most.
+        kd_loss: How the outputs are compared with the original's while distilling: `kl` at the
+            temperature, `ce_soft` (cross-entropy with its probabilities), `ce_hard` (with its
+            first choice).
+        feature_loss: What inside the networks is compared beside it: `none`, `cckd`,
+            `attention` or `nst`; wants `distill`.
+        mixup: Share of the images that are mixed with another one, in [0, 1].
+        average: Weights that are left: the last step's (`none`), their exponential moving
+            average (`ema`), or their mean over the last quarter of the steps (`tail`).
+        weight_decay: L2 penalty on the weights of convolutions and linear layers.
+        early_stop: Stop when so many points of the loss curve in a row, of 20 steps each,
+            were no better than the best before; None never stops early.
+        quantization_aware: Plans with INT8 train the last quarter of their recovery with
+            weights and activations rounded as in the deployed file.
     """
 
     epochs: float = 3.0
@@ -93,6 +111,20 @@ class Recovery:
     augment: bool = True
     short_steps: int = 200
     finalists: int = 4
+    kd_loss: KdLoss = "kl"
+    feature_loss: FeatureLoss = "none"
+    mixup: float = 0.0
+    average: Average = "none"
+    weight_decay: float = 5e-4
+    early_stop: int | None = None
+    quantization_aware: bool = False
+
+    def __post_init__(self) -> None:
+        if self.feature_loss != "none" and not self.distill:
+            raise WorkerError(
+                f"recovery.feature_loss is {self.feature_loss!r} and recovery.distill is false; "
+                "features are compared with the original model's, which wants distill"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

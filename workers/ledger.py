@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from compression.artifact import Digest
 from search.agent import Request, Snapshot
 from search.budget import Spent
 from search.trial import Attempt, Trial
@@ -45,13 +46,20 @@ class Ledger(Protocol):
     ) -> Sequence[Trial]:
         """Write new trials with the snapshot of the agent after asking for them.
 
-        A request whose (plan, fidelity, base) the job already has returns that trial, not a new
-        one. `snapshot` None keeps the stored one (trials that no agent asked for).
+        A request whose (plan, fidelity, base, preparation) the job already has returns that
+        trial, not a new one. `snapshot` None keeps the stored one (trials that no agent asked for).
         """
         ...
 
     def start(self, trial: Trial) -> Attempt:
-        """Open an attempt; the trial becomes RUNNING. An older live attempt becomes LOST."""
+        """Open an attempt; the trial becomes RUNNING. An older live attempt becomes LOST.
+
+        Its `resume` is the newest checkpoint that was kept of the trial.
+        """
+        ...
+
+    def keep(self, attempt: Attempt, checkpoint: Digest) -> None:
+        """Note how far an attempt's training came; ignored of an attempt that is not live."""
         ...
 
     def record(self, finished: Finished) -> Trial | None:

@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+from compression.artifact import Digest
 from search.agent import Agent
 from search.budget import Budget
-from search.trial import FINISHED, SEARCH_FIDELITIES, Trial, TrialState
-from workers.executor import Executor, Finished, Lost, Progress, Work
+from search.trial import FINISHED, SEARCH_FIDELITIES, Fidelity, Trial, TrialState
+from workers.executor import CHECKPOINT, Executor, Finished, Lost, Progress, Work
 from workers.ledger import Ledger
 
 logger = logging.getLogger(__name__)
+
+TOLD = SEARCH_FIDELITIES | {Fidelity.PREPARED}
+"""What an agent is told of."""
 
 Ending = Literal["exhausted", "budget", "cancelled"]
 
@@ -34,8 +38,8 @@ def run(
     """Run or resume the search phase of a job until its budget is spent.
 
     Args:
-        agent: Fresh; it is restored from the ledger's snapshot and told all recorded search trials,
-            the baseline's too.
+        agent: Fresh; it is restored from the ledger's snapshot and told all recorded search trials
+            and preparations, the baseline's too.
         executor: Idle.
         ledger: Of this job, under a held lease.
         budget: When to stop.
@@ -49,7 +53,7 @@ def run(
     Raises:
         LeaseLost: Another conductor took over; nothing more was written.
     """
-    history = [t for t in ledger.trials() if t.fidelity in SEARCH_FIDELITIES]
+    history = [t for t in ledger.trials() if t.fidelity in TOLD]
     snapshot = ledger.snapshot()
     if snapshot is not None:
         agent.restore(snapshot)
@@ -58,34 +62,43 @@ def run(
         agent.tell([known])
     mine = [t for t in history if t.agent == agent_name]
     queue = [t for t in mine if t.state not in FINISHED]
-    proposed = len(mine)
+    proposed = _counted(mine)
     running = 0
+    waiting = False
     lanes = max(1, min(parallelism, executor.slots))
     while True:
         if ledger.wish() == "cancel":
             return "cancelled"
         over = budget.exhausted(ledger.spent())
         free = lanes - running
-        if not over and len(queue) < free:
+        if not over and not waiting and len(queue) < free:
             wanted = min(free - len(queue), budget.trials_left(proposed))
             with thinking():
                 requests = agent.ask(wanted) if wanted else []
+            # An agent that held something back waits for results: there is no use in asking again.
+            waiting = len(requests) < wanted
             if requests:
                 new = ledger.propose(requests, agent=agent_name, snapshot=agent.snapshot())
-                proposed += len(new)
+                proposed += _counted(new)
                 queue += [t for t in new if t.state is TrialState.PROPOSED]
         while queue and running < lanes and not over:
-            waiting = queue.pop(0)
-            executor.submit(Work(trial=waiting, attempt=ledger.start(waiting)))
+            first = queue.pop(0)
+            executor.submit(Work(trial=first, attempt=ledger.start(first)))
             running += 1
         if running == 0:
             return "budget" if over or budget.trials_left(proposed) == 0 else "exhausted"
         for trial in collect(executor, ledger):
             running -= 1
+            waiting = False
             if trial is not None and trial.state in FINISHED:
                 agent.tell([trial])
             elif trial is not None:
                 queue.append(trial)
+
+
+def _counted(trials: Sequence[Trial]) -> int:
+    """Return how many of the trials count against the budget."""
+    return sum(trial.fidelity in SEARCH_FIDELITIES for trial in trials)
 
 
 def collect(executor: Executor, ledger: Ledger) -> list[Trial | None]:
@@ -101,6 +114,8 @@ def collect(executor: Executor, ledger: Ledger) -> list[Trial | None]:
             case Lost(work=work, reason=reason):
                 logger.warning("attempt lost", extra={"trial": work.trial.id, "reason": reason})
                 ended.append(ledger.lost(work.attempt, reason))
+            case Progress(work=work, data=data) if CHECKPOINT in data:
+                ledger.keep(work.attempt, Digest(data[CHECKPOINT]))
             case Progress(work=work, data=data):
                 ledger.event("trial.progress", {"trial_id": work.trial.id, **data})
     return ended

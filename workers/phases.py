@@ -154,7 +154,9 @@ def _finals(run: JobRun, searched: Problem) -> JobEnd:
     for _ in range(FINALIST_ROUNDS):
         chosen = choose_finalists(searched, proxies, run.spec.recovery.finalists, tried)
         tried |= {t.plan.digest for t in chosen}
-        ended = _run(run, [Evaluate(plan=t.plan, fidelity=Fidelity.FULL) for t in chosen])
+        ended = _run(
+            run, [Evaluate(plan=t.plan, fidelity=Fidelity.FULL, base=t.base) for t in chosen]
+        )
         if ended is None:
             return JobEnd(outcome="cancelled")
         recovered += ended

@@ -24,7 +24,7 @@ class Recovered:
 
     Attributes:
         plan: As realised: layers that had to stay float are named in it.
-        patch: Kept channels.
+        patch: From the job's model to the module, whatever the trial started from.
         onnx: The deployed file.
         state: Weights of the recovered module, by name.
         probe: `n x C x H x W` inputs.
@@ -33,6 +33,8 @@ class Recovered:
         parity: Difference between exported float file and module, relative to the outputs.
         fall_back: Which layers stayed float and why; None without quantization.
         seconds: Wall seconds by step.
+        base: `artifact`, `kind` and `options` of the preparation that it started from; None for
+            the job's model.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Recovered:
     parity: float
     fall_back: Mapping[str, Any] | None
     seconds: Mapping[str, float]
+    base: Mapping[str, Any] | None = None
 
 
 def store_recovered(recovered: Recovered, store: ArtifactStore) -> Digest:
@@ -64,6 +67,7 @@ def store_recovered(recovered: Recovered, store: ArtifactStore) -> Digest:
         "parity": recovered.parity,
         "fall_back": recovered.fall_back,
         "seconds": dict(recovered.seconds),
+        "base": None if recovered.base is None else dict(recovered.base),
     }
     return store.put(json.dumps(manifest).encode())
 
@@ -90,4 +94,5 @@ def load_recovered(digest: Digest, store: ArtifactStore) -> Recovered:
         parity=manifest["parity"],
         fall_back=manifest["fall_back"],
         seconds=manifest["seconds"],
+        base=manifest.get("base"),
     )

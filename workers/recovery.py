@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 
 from compression.apply import Applied, apply
 from compression.certificate import certify
+from compression.errors import NotCertified
 from compression.plan import Plan
 from compression.recover.training import Recipe, TrainingData, train
 from search.trial import Fidelity, Trial
+from workers.bases import Start
 from workers.context import JobContext
+from workers.kept_recovery import KeptRecovery
+from workers.recovery_recipe import quantization_hooks
 from workers.steps import Steps
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -35,60 +39,102 @@ def pressed(
     *,
     thorough: bool,
     after: Applied | None = None,
+    start: Start | None = None,
 ) -> Applied:
     """Return the plan's model, certified, its BatchNorm statistics those of its own activations.
 
     Args:
-        plan: Every decision.
+        plan: Every decision that is still to be applied.
         context: Of the job.
         steps: Where the time is noted.
         thorough: Of the certificate.
         after: A part of the plan that was carried out, certified and perhaps trained before.
+        start: Where the trial begins; None for the job's model.
     """
+    beginning = context.apply_context if start is None else start.context
     with steps.step("apply"):
-        applied = apply(plan, context.apply_context, after)
+        applied = apply(plan, beginning, after)
     with steps.step("certify"):
         certify(
-            context.apply_context.model,
+            beginning.model,
             applied,
             plan,
             context.spec.model.input_shape,
             thorough=thorough,
             since=0 if after is None else len(after.stages),
         )
-    if applied.stages:
+    if applied.stages or beginning is not context.apply_context:
         with steps.step("recalibrate"):
             context.recalibrate(applied.model)
     return applied
 
 
+def check_arithmetic(applied: Applied, trial: Trial, context: JobContext) -> None:
+    """Check that a model made from a base costs what its plan costs in the job's model.
+
+    Raises:
+        NotCertified: It does not.
+    """
+    wanted = context.survey.costs.cost(trial.plan)
+    found = applied.cost
+    if (found.macs, found.params) != (wanted.macs, wanted.params):
+        raise NotCertified(
+            f"From its base the plan has {found.macs} MACs and {found.params} parameters; from "
+            f"the job's model {wanted.macs} and {wanted.params}"
+        )
+
+
 def recovered_model(
-    trial: Trial, context: JobContext, steps: Steps, report: Report, note: Note
+    trial: Trial,
+    start: Start,
+    context: JobContext,
+    steps: Steps,
+    report: Report,
+    note: Note,
+    kept: KeptRecovery,
 ) -> Applied:
-    """Return the trial's model after the job's whole recovery; `note` is told of every step."""
+    """Return the trial's model after the job's whole recovery.
+
+    Args:
+        trial: At fidelity `full`.
+        start: Where it begins.
+        context: Of the job.
+        steps: Where the time is noted.
+        report: Takes progress.
+        note: Is told of every step.
+        kept: How far earlier attempts came.
+
+    Raises:
+        NotCertified: The model is not what the plan says.
+    """
     images, _ = context.part(Fidelity.FULL)
     recipe = full_recipe(context)
-    first = trial.plan.before_codes()
-    has_codes = any(trial.plan.of_kind(kind) for kind in ("quantize_weights", "share"))
-    parts = [(first, 1.0 - CODES_SHARE), (trial.plan, CODES_SHARE)] if has_codes else [(first, 1.0)]
+    rest = start.rest
+    first = rest.before_codes()
+    has_codes = any(rest.of_kind(kind) for kind in ("quantize_weights", "share"))
+    parts = [(first, 1.0 - CODES_SHARE), (rest, CODES_SHARE)] if has_codes else [(first, 1.0)]
     applied: Applied | None = None
     for plan, share in parts:
         done = 0 if applied is None else len(applied.stages)
-        applied = pressed(plan, context, steps, thorough=True, after=applied)
-        if len(applied.stages) == done:
+        # What a base was trained for is not what this trial is: it recovers in any case.
+        is_new = trial.base is not None and applied is None
+        applied = pressed(plan, context, steps, thorough=True, after=applied, start=start)
+        if len(applied.stages) == done and not is_new:
             continue
         with steps.step("score"):
             for stage in applied.stages[done:-1]:
                 made = copy.deepcopy(stage.after)
                 context.recalibrate(made)
                 note(stage.kind, context.score_module(made, images))
-            note(applied.stages[-1].kind, context.score_module(applied.model, images))
+            if len(applied.stages) > done:
+                note(applied.stages[-1].kind, context.score_module(applied.model, images))
         if recipe.epochs > 0:
             scaled = dataclasses.replace(recipe, epochs=share * recipe.epochs)
-            recover(applied, scaled, trial, context, steps, report)
+            recover(applied, scaled, trial, context, steps, report, kept)
             with steps.step("score"):
                 note("recover", context.score_module(applied.model, images))
     assert applied is not None
+    check_arithmetic(applied, trial, context)
     return applied
 
 
@@ -102,6 +148,12 @@ def full_recipe(context: JobContext) -> Recipe:
         temperature=wanted.temperature,
         distill_weight=wanted.distill_weight if wanted.distill else 0.0,
         augment=wanted.augment,
+        kd_loss=wanted.kd_loss,
+        feature_loss=wanted.feature_loss if wanted.distill else "none",
+        mixup=wanted.mixup,
+        average=wanted.average,
+        weight_decay=wanted.weight_decay,
+        early_stop=wanted.early_stop,
     )
 
 
@@ -112,9 +164,23 @@ def recover(
     context: JobContext,
     steps: Steps,
     report: Report,
+    kept: KeptRecovery | None = None,
 ) -> None:
-    """Train the model in place by the recipe, keeping zeros and shared values as they are."""
+    """Train the model in place by the recipe, keeping zeros and shared values as they are.
+
+    Args:
+        applied: Whose model is trained.
+        recipe: How.
+        trial: Gives the seed.
+        context: Of the job.
+        steps: Where the time is noted.
+        report: Takes progress.
+        kept: How far earlier attempts came, and where this one's checkpoints go; None: the
+            training is too short to be worth any.
+    """
     model = applied.model
+    if kept is not None and kept.enter(model, context.backend):
+        return
     images, labels = context.data.part("train")
     with steps.step("recover"):
         train(
@@ -136,9 +202,16 @@ def recover(
                 }
             ),
             breathe=lambda: _breathe(context),
-            hooks=applied.invariants(),
+            hooks=(
+                *applied.invariants(),
+                *quantization_hooks(trial.plan, applied, context.spec.recovery),
+            ),
+            checkpoints=None if kept is None else kept.checkpoints(),
+            state=None if kept is None else kept.state(),
         )
         context.recalibrate(model)
+    if kept is not None:
+        kept.leave(model)
 
 
 def _breathe(context: JobContext) -> None:

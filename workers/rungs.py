@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +15,16 @@ from compression.errors import NotCertified
 from compression.export import export_onnx, parity
 from search.measurement import Measured, Measurement, Outcome
 from search.trial import Fidelity, Trial
+from workers.bases import read_manifest, start_of
 from workers.context import JobContext
 from workers.deploy import deploy, keeps_norms, needs_file, quantized
+from workers.kept_recovery import KeptRecovery
 from workers.meters.accuracy import accuracy
 from workers.readings import arithmetic, deployed_readings
 from workers.recovered import Recovered, store_recovered
-from workers.recovery import full_recipe, pressed, recover, recovered_model
+from workers.recovery import check_arithmetic, full_recipe, pressed, recover, recovered_model
 from workers.steps import Steps
+from workers.thin_base import composed
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -38,8 +42,16 @@ PARITY_TOLERANCE = 1e-4
 
 
 def proxy(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Outcome:
-    """Score a plan on the search subset, with no recovery or a short one."""
-    applied = pressed(trial.plan, context, steps, thorough=False)
+    """Score a plan on the search subset, with no recovery or a short one.
+
+    Raises:
+        NotCertified: The model is not what the plan says.
+        PlanInvalid: The plan cannot start from the trial's base.
+    """
+    with steps.step("load"):
+        start = start_of(trial, context)
+    applied = pressed(start.rest, context, steps, thorough=False, start=start)
+    check_arithmetic(applied, trial, context)
     model = applied.model
     if trial.fidelity is Fidelity.SHORT and trial.plan.decisions:
         recipe = dataclasses.replace(full_recipe(context), steps=context.spec.recovery.short_steps)
@@ -68,11 +80,18 @@ def proxy(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Ou
     return Measured(Measurement(tuple(readings)))
 
 
-def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Outcome:
+def full(
+    trial: Trial, context: JobContext, steps: Steps, report: Report, kept: KeptRecovery
+) -> Outcome:
     """Recover a plan with the job's whole recipe and score the deployed file on all of search.
 
     Stores what confirmation needs: source, weights, deployed file, plan and a probe, under one
-    manifest with the role `recovered`.
+    manifest with the role `recovered`. Whatever the trial started from, its patch there is counted
+    in the job's model.
+
+    Raises:
+        NotCertified: The model is not what the plan says, or the file not what the model is.
+        PlanInvalid: The plan cannot start from the trial's base.
     """
     images, labels = context.part(Fidelity.FULL)
     story = [story_line("original", context.dense_logits(Fidelity.FULL), labels, context)]
@@ -80,7 +99,16 @@ def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Out
     def note(name: str, logits: NDArray[np.float32]) -> None:
         story.append(story_line(name, logits, labels, context))
 
-    applied = recovered_model(trial, context, steps, report, note)
+    with steps.step("load"):
+        start = start_of(trial, context)
+    prepared = None if trial.base is None else read_manifest(trial.base, context.store).preparation
+    if prepared is not None:
+        with steps.step("score"):
+            base = copy.deepcopy(start.context.model)
+            context.recalibrate(base)
+            note(prepared.kind, context.score_module(base, images))
+    applied = recovered_model(trial, start, context, steps, report, note, kept)
+    patch = composed(start, applied.patch, context)
     model = applied.model
     with steps.step("export"):
         float_file = export_onnx(
@@ -119,7 +147,7 @@ def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Out
         steps.artifacts["recovered"] = store_recovered(
             Recovered(
                 plan=plan,
-                patch=applied.patch,
+                patch=patch,
                 onnx=deployed,
                 state=model.state_dict(),
                 probe=probe,
@@ -128,6 +156,7 @@ def full(trial: Trial, context: JobContext, steps: Steps, report: Report) -> Out
                 parity=difference,
                 fall_back=fall_back.to_json() if fall_back else None,
                 seconds=dict(steps.seconds),
+                base=None if prepared is None else {"artifact": trial.base, **prepared.to_json()},
             ),
             context.store,
         )

@@ -78,6 +78,7 @@ def job_out(stored: StoredJob, counts: Counts, moves: list[Transition]) -> JobOu
             "trials": f"{path}/trials",
             "front": f"{path}/front",
             "events": f"{path}/events",
+            "layers": f"{path}/analysis/layers",
         },
     )
 

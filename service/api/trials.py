@@ -6,7 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from search.measurement import Failed, Infeasible, Measurement, outcome_to_json
+from search.measurement import (
+    Failed,
+    Infeasible,
+    Measured,
+    Measurement,
+    outcome_to_json,
+)
 from search.trial import BASELINE_AGENT, Fidelity, TrialState
 from service.api.conditional import conditional
 from service.api.deps import Cursor, Limit, PrincipalDep, ServicesDep
@@ -49,11 +55,13 @@ def trial_out(spec: JobSpec, stored: StoredTrial, baseline: Measurement | None) 
             "fidelity": trial.fidelity,
             "agent": trial.agent,
             "base": trial.base,
+            "preparation": trial.preparation.to_json() if trial.preparation else None,
             "plan_digest": stored.plan_digest,
             "plan": dict(stored.plan),
             "feasible": None if trial.agent == BASELINE_AGENT else stands.feasible,
             "violations": {} if trial.agent == BASELINE_AGENT else dict(stands.violations),
             "readings": named_readings(stored.readings, main_device(spec)),
+            "found": dict(trial.outcome.found) if isinstance(trial.outcome, Measured) else {},
             "failure": outcome_to_json(trial.outcome) if failed and trial.outcome else None,
             "attempts": [
                 AttemptOut(

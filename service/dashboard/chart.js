@@ -119,6 +119,33 @@ export async function draw(node, { trials, front, constraints, x, y }) {
   await Plotly.react(node, traces, layout, { responsive: true, displaylogo: false });
 }
 
+/**
+ * Draw or redraw the damage of single decisions, one group of bars per site.
+ * @param {HTMLElement} node
+ * @param {Array<{name: string, bars: Array<{site: string, damage: number, words: string}>}>} groups
+ */
+export async function drawDamage(node, groups) {
+  const Plotly = await plotly();
+  const traces = groups.map((group) => ({
+    name: group.name, type: "bar",
+    x: group.bars.map((bar) => plain(bar.site)),
+    y: group.bars.map((bar) => bar.damage),
+    text: group.bars.map((bar) => plain(`${bar.site}\n${bar.words}`).replaceAll("\n", "<br>")),
+    textposition: "none", hoverinfo: "text",
+  }));
+  const layout = {
+    barmode: "group",
+    xaxis: { type: "category", automargin: true, tickfont: { size: 10 } },
+    yaxis: {
+      type: "log", title: { text: "damage" }, gridcolor: colour("--line"), automargin: true,
+    },
+    paper_bgcolor: colour("--paper"), plot_bgcolor: colour("--paper"),
+    font: { color: colour("--ink") },
+    legend: { orientation: "h", y: 1.2 }, margin: { t: 30, r: 20, b: 50, l: 60 },
+  };
+  await Plotly.react(node, traces, layout, { responsive: true, displaylogo: false });
+}
+
 /** Free what a chart holds. */
 export function clear(node) {
   window.Plotly?.purge(node);

@@ -6,6 +6,7 @@ import { element } from "./dom.js";
 import { ORDER, constraint, quantityName } from "./format.js";
 import { progressBar, stateWords } from "./jobs.js";
 import { frontTable, trialTable } from "./job_tables.js";
+import { Layers } from "./layers.js";
 
 const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED"]);
 // Redrawing at every event would take all of a core while old events are replayed.
@@ -90,9 +91,11 @@ class Page {
     this.bounds = element("div");
     this.front = element("div");
     this.trials = element("div");
+    this.layers = new Layers(`${this.path}/analysis/layers`);
     main.replaceChildren(this.head, element("h2", {}, "Bounds"), this.bounds,
       element("h2", {}, "Pareto front"), this.axes, this.chart, this.front,
-      element("h2", {}, "Trials"), this.trials);
+      element("h2", {}, "Trials"), this.trials,
+      element("h2", {}, "Layers"), this.layers.node);
     this.changed = new Set();
     this.timer = 0;
   }
@@ -142,6 +145,8 @@ class Page {
     this.front.replaceChildren(
       ...(front.binding_constraints.length ? [bindingNotice(front)] : []), frontTable(front));
     this.trials.replaceChildren(trialTable(trials));
+    // What the layers say comes when it comes: nothing else waits for it.
+    this.layers.update(front, ENDED.has(job.state));
     await this.showChart();
   }
 
@@ -174,13 +179,14 @@ class Page {
 export async function jobPage(main, id, signal, onState) {
   const page = new Page(main, id, signal);
   await page.load();
-  const redraw = () => page.showChart();
+  const redraw = () => Promise.all([page.showChart(), page.layers.draw()]);
   const theme = matchMedia("(prefers-color-scheme: dark)");
   window.addEventListener("axes", redraw, { signal });
   theme.addEventListener("change", redraw, { signal });
   signal.addEventListener("abort", () => {
     clearTimeout(page.timer);
     clear(page.chart);
+    page.layers.stop();
   });
   if (ENDED.has(page.state.job.state)) {
     onState("");

@@ -23,6 +23,7 @@ FILES: Mapping[str, tuple[str, str]] = {
     "code": ("model.py", "text/x-python"),
     "plan": ("plan.json", "application/json"),
     "patch": ("patch.json", "application/json"),
+    "prepared": ("prepared.json", "application/json"),
     "report": ("report.json", "application/json"),
     "card": ("README.md", "text/markdown"),
 }

@@ -126,10 +126,7 @@ class SqlLedger:
     def propose(
         self, requests: Sequence[Request], *, agent: str, snapshot: Snapshot | None
     ) -> Sequence[Trial]:
-        """See `Ledger`. A `Prepare` is a trial at full fidelity: the recovery recipe is its work.
-
-        A trial's seed follows from the job's seed and the trial's number.
-        """
+        """See `Ledger`. A trial's seed follows from the job's seed and the trial's number."""
         with self.fenced() as session:
             if snapshot is not None:
                 snapshots.put(session, self._job_id, snapshot)
@@ -174,7 +171,17 @@ class SqlLedger:
             row.attempts.append(attempt)
             session.flush()
             trial_moves.note(session, "trial.started", row, attempt=attempt.epoch)
-            return _attempt_of(attempt)
+            return _attempt_of(attempt, row.resume)
+
+    def keep(self, attempt: Attempt, checkpoint: Digest) -> None:
+        """See `Ledger`."""
+        with self.fenced() as session:
+            row = self._locked_trial(session, attempt.trial_id)
+            newest = row.attempts[-1] if row.attempts else None
+            if newest is None or newest.id != attempt.id:
+                return
+            if newest.state is AttemptState.RUNNING:
+                row.resume = checkpoint
 
     def record(self, finished: Finished) -> Trial | None:
         """See `Ledger`. Recording the same attempt again changes nothing and answers the same."""
@@ -262,8 +269,14 @@ class SqlLedger:
             .where(TrialRow.job_id == self._job_id, TrialRow.plan_digest.in_(sorted(digests)))
             .options(selectinload(TrialRow.readings))
         )
-        return {(row.plan_digest, row.fidelity, row.base): row for row in rows}
+        return {(row.plan_digest, row.fidelity, row.base, row.preparation_key): row for row in rows}
 
 
-def _attempt_of(row: AttemptRow) -> Attempt:
-    return Attempt(id=row.id, trial_id=row.trial_id, epoch=row.epoch, state=row.state)
+def _attempt_of(row: AttemptRow, resume: str) -> Attempt:
+    return Attempt(
+        id=row.id,
+        trial_id=row.trial_id,
+        epoch=row.epoch,
+        state=row.state,
+        resume=Digest(resume) if resume else None,
+    )

@@ -184,7 +184,11 @@ class SnapshotRow(Tables):
 
 
 class TrialRow(Tables):
-    """One plan at one fidelity in one job. `failure` is the outcome where nothing was measured."""
+    """One plan at one fidelity in one job. `failure` is the outcome where nothing was measured.
+
+    `preparation` and its key are of trials that train for others; `found` is what they found out,
+    and `resume` the newest checkpoint of any trial's training.
+    """
 
     __tablename__ = "trials"
     id: Mapped[str] = mapped_column(String(ID_CHARS), primary_key=True)
@@ -194,11 +198,15 @@ class TrialRow(Tables):
     plan_digest: Mapped[str] = mapped_column(String(DIGEST_CHARS))
     fidelity: Mapped[Fidelity]
     base: Mapped[str] = mapped_column(String(DIGEST_CHARS), default="")
+    preparation: Mapped[JsonObject | None]
+    preparation_key: Mapped[str] = mapped_column(String(DIGEST_CHARS), default="")
     seed: Mapped[int] = mapped_column(BigInteger)
     agent: Mapped[str] = mapped_column(String(NAME_CHARS))
     state: Mapped[TrialState]
     failure: Mapped[JsonObject | None]
+    found: Mapped[JsonObject | None]
     artifacts: Mapped[JsonObject]
+    resume: Mapped[str] = mapped_column(String(DIGEST_CHARS), default="")
     recorded: Mapped[int | None]
     proposed_at: Mapped[Moment]
     finished_at: Mapped[Moment | None]
@@ -206,7 +214,14 @@ class TrialRow(Tables):
     readings: Mapped[list[ReadingRow]] = relationship(order_by="ReadingRow.position")
     __table_args__ = (
         UniqueConstraint("job_id", "number"),
-        UniqueConstraint("job_id", "plan_digest", "fidelity", "base"),
+        UniqueConstraint(
+            "job_id",
+            "plan_digest",
+            "fidelity",
+            "base",
+            "preparation_key",
+            name="uq_trials_job_id_plan_digest_fidelity_base_preparation",
+        ),
         UniqueConstraint("job_id", "recorded"),
         Index("ix_trials_job_id_state_number", "job_id", "state", "number"),
     )
@@ -348,3 +363,22 @@ class IdempotencyKeyRow(Tables):
     body: Mapped[JsonObject | None]
     created_at: Mapped[Moment]
     expires_at: Mapped[Moment] = mapped_column(index=True)
+
+
+class SensitivityRow(Tables):
+    """What single decisions do to a model, computed once for all jobs.
+
+    While `profile` and `problem` are both none, `owner` computes it until `until`.
+    """
+
+    __tablename__ = "sensitivity_profiles"
+    model_digest: Mapped[str] = mapped_column(String(DIGEST_CHARS), primary_key=True)
+    dataset_digest: Mapped[str] = mapped_column(String(DIGEST_CHARS), primary_key=True)
+    code_version: Mapped[str] = mapped_column(String(NAME_CHARS), primary_key=True)
+    owner: Mapped[str | None]
+    until: Mapped[Moment | None]
+    tries: Mapped[int]
+    profile: Mapped[JsonObject | None]
+    problem: Mapped[str | None]
+    created_at: Mapped[Moment]
+    updated_at: Mapped[Moment]

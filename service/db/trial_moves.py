@@ -23,20 +23,20 @@ from service.db import events, trials
 from service.db.columns import new_id
 from service.db.tables import AttemptRow, JobRow, TrialRow
 
-Key = tuple[str, Fidelity, str]
-"""Plan digest, fidelity and base (empty: the job's model): unique within a job."""
+Key = tuple[str, Fidelity, str, str]
+"""Plan digest, fidelity, base (empty: the job's model) and preparation (empty: none); unique
+within a job."""
 
 REASON_CHARS = 500
 """Of a failure's text in an event; the attempt keeps all of it."""
 
 
 def key_of(request: Request) -> Key:
-    """Return what makes a request the same trial.
-
-    A `Prepare` is a trial at full fidelity: the recovery recipe is its work.
-    """
-    fidelity = Fidelity.FULL if isinstance(request, Prepare) else request.fidelity
-    return (request.plan.digest, fidelity, request.base or "")
+    """Return what makes a request the same trial."""
+    base = request.base or ""
+    if isinstance(request, Prepare):
+        return (request.plan.digest, Fidelity.PREPARED, base, request.preparation.key)
+    return (request.plan.digest, request.fidelity, base, "")
 
 
 def trial_seed(job_seed: int, number: int) -> int:
@@ -48,7 +48,8 @@ def propose(
     session: Session, job: JobRow, request: Request, agent: str, now: datetime.datetime
 ) -> TrialRow:
     """Write a new trial under the job's next number."""
-    plan_digest, fidelity, base = key_of(request)
+    plan_digest, fidelity, base, preparation_key = key_of(request)
+    preparation = request.preparation.to_json() if isinstance(request, Prepare) else None
     row = TrialRow(
         id=new_id("trl"),
         job_id=job.id,
@@ -57,6 +58,8 @@ def propose(
         plan_digest=plan_digest,
         fidelity=fidelity,
         base=base,
+        preparation=preparation,
+        preparation_key=preparation_key,
         seed=trial_seed(job.seed, job.next_number),
         agent=agent,
         state=TrialState.PROPOSED,
@@ -116,6 +119,7 @@ def settle(
     if row.fidelity in SEARCH_FIDELITIES and row.agent != BASELINE_AGENT:
         job.spent_trials += 1
     if isinstance(outcome, Measured):
+        row.found = dict(outcome.found) or None
         readings = outcome.measurement.readings
         row.readings = [trials.reading_row(row.id, i, r) for i, r in enumerate(readings)]
     else:

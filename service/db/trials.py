@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, selectinload
 from compression.artifact import Digest
 from compression.plan import Plan
 from search.measurement import Interval, Measured, Measurement, Outcome, Reading, outcome_from_json
-from search.trial import AttemptState, Fidelity, Trial, TrialState
+from search.trial import AttemptState, Fidelity, Preparation, Trial, TrialState
 from service.db import artifacts
 from service.db.columns import utc_now
 from service.db.errors import NotFound
@@ -170,7 +170,8 @@ def trial_of(row: TrialRow) -> Trial:
     """Return a row as agents see it; its readings are loaded on the way."""
     outcome: Outcome | None = None
     if row.state is TrialState.MEASURED:
-        outcome = Measured(Measurement(tuple(_reading(reading) for reading in row.readings)))
+        readings = tuple(_reading(reading) for reading in row.readings)
+        outcome = Measured(Measurement(readings), dict(row.found or {}))
     elif row.failure is not None:
         outcome = outcome_from_json(row.failure)
     return Trial(
@@ -179,6 +180,7 @@ def trial_of(row: TrialRow) -> Trial:
         plan=Plan.from_json(row.plan),
         fidelity=row.fidelity,
         base=Digest(row.base) if row.base else None,
+        preparation=Preparation.from_json(row.preparation) if row.preparation else None,
         seed=row.seed,
         agent=row.agent,
         state=row.state,

@@ -54,7 +54,7 @@ RANK_RATIO = 0.48
 """Of the break-even rank: half the MACs in sum."""
 
 
-def structured_plan(engine: CifarEngine, max_macs: float) -> Plan:
+def structured_plan(engine: CifarEngine, max_macs: float, selector: str = "l2") -> Plan:
     """Return the least damaging of the plans that drop some blocks and thin the others alike.
 
     Judged on calibration inputs, before any training.
@@ -69,7 +69,7 @@ def structured_plan(engine: CifarEngine, max_macs: float) -> Plan:
     for count in DROPS:
         gone = order[:count]
         for share in reversed(WIDTHS):
-            plan = deep_and_thin(engine, gone, share)
+            plan = deep_and_thin(engine, gone, share, selector)
             if survey.costs.cost(plan).macs <= max_macs * survey.summary["macs"]:
                 damage = meter.of(plan)
                 print(f"{count} blocks dropped, {share} of the width: damage {damage:.3f}")
@@ -80,14 +80,16 @@ def structured_plan(engine: CifarEngine, max_macs: float) -> Plan:
     return best[1]
 
 
-def deep_and_thin(engine: CifarEngine, gone: tuple[str, ...], share: float) -> Plan:
+def deep_and_thin(engine: CifarEngine, gone: tuple[str, ...], share: float, selector: str) -> Plan:
     """Return the plan that drops `gone` and keeps a share of every other inner width."""
     decisions: dict[str, list[Decision]] = {block: [DropBlock()] for block in gone}
     inside = tuple(f"{block}." for block in gone)
     for site in engine.context.survey.prunable():
         keep = max(4, 4 * round(share * site.channels / 4))
         if keep < site.channels and not (inside and site.name.startswith(inside)):
-            decisions[site.name] = [PruneChannels(keep_channels=keep, refit="least_squares")]
+            decisions[site.name] = [
+                PruneChannels(keep_channels=keep, selector=selector, refit="least_squares")
+            ]
     return Plan.of(decisions)
 
 
@@ -102,7 +104,7 @@ def pressed(engine: CifarEngine, plan: Plan) -> Applied:
 def structured(engine: CifarEngine, options: argparse.Namespace) -> bool:
     """Half the MACs by depth and width alone."""
     start = time.perf_counter()
-    plan = structured_plan(engine, 0.5)
+    plan = structured_plan(engine, 0.5, options.selector)
     applied = pressed(engine, plan)
     recipe = Recipe(epochs=options.epochs, learning_rate=options.learning_rate)
     memory = options.work / f"teacher56-{options.seed}.pt"
@@ -118,6 +120,7 @@ def structured(engine: CifarEngine, options: argparse.Namespace) -> bool:
         seed=options.seed,
         part="structured",
         macs=round(macs, 4),
+        selector=options.selector,
         dropped=sorted(plan.dropped()),
         widths={site: d.keep_channels for site, d in plan.prune_channels().items()},
         epochs=options.epochs,
@@ -310,6 +313,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--epochs", type=float, default=10.0)
     parser.add_argument("--learning-rate", type=float, default=0.03)
+    parser.add_argument("--selector", default="l2", help="of channels, in `structured`")
     parser.add_argument("--code-epochs", type=float, default=1.0, help="after codes or a split")
     parser.add_argument("--code-learning-rate", type=float, default=0.01)
     parser.add_argument("--sparsity", type=float, default=0.82)

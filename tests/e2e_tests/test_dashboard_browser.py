@@ -15,6 +15,8 @@ import uvicorn
 
 from paretopress.embedded import free_port
 from service.app import create_app
+from service.db import jobs, sensitivity
+from service.db.sensitivity import ProfileKey
 from service.db.session import Database
 from service.settings import Settings
 from tests.client_tests.stored_job import CHECKPOINT, StoredJob, checkpoint_zip
@@ -180,6 +182,60 @@ def test_a_running_job_is_followed_live_to_its_end(
     page.wait_for_selector("caption:has-text('held-out data')")
     page.wait_for_selector("#connection:has-text('ended')")
     assert page.get_by_role("button", name="Cancel the job").count() == 0
+    assert watched.errors == []
+
+
+def test_layers_show_what_is_damaged_and_what_is_decided(
+    url: str, database: Database, store: ArtifactStore, watched: Watched
+) -> None:
+    stored = StoredJob(database, store)
+    stored.start()
+    stored.search(10)
+    effects = [
+        {
+            "site": "b0.conv1",
+            "decision": {"kind": "prune_channels", "keep_channels": keep, "selector": "l2"},
+            "damage": damage,
+            "macs": 1000,
+            "params": 100,
+        }
+        for keep, damage in ((8, 0.25), (4, 1.5))
+    ]
+    left_out = [{**effects[0], "site": "b1.conv1", "reason": "60 s of computing were over"}]
+    with database.write() as session:
+        model_id = jobs.get(session, stored.id).model_id
+        key = ProfileKey.of(stored.spec.model, stored.spec.dataset, model_id)
+        sensitivity.claim(session, key, "test", 60.0)
+        sensitivity.put(
+            session,
+            key,
+            {
+                "effects": effects,
+                "left_out": left_out,
+                "images": 500,
+                "temperature": 4.0,
+                "selector": "l2",
+                "seconds": 3.0,
+            },
+        )
+    stored.succeed()
+    page = watched.page
+    page.goto(f"{url}/dashboard/#/jobs/{stored.id}")
+    layers = page.locator("section.layers")
+    layers.locator(".plot-container .trace").first.wait_for(state="attached")
+    text = layers.inner_text()
+    assert "500 calibration images" in text
+    assert "Options left out: 1" in text
+    row = layers.locator("tbody tr").filter(has_text="b0.conv1")
+    assert "keep 8 of" in row.inner_text()
+    assert "0.25" in row.inner_text()
+    assert "→" in layers.locator("tbody").inner_text()
+    assert "Member 0" in layers.locator("thead").inner_text()
+    bars = page.evaluate(
+        "document.querySelector('.layers .chart').data.map(t => [t.type, t.y.length])"
+    )
+    assert {kind for kind, _ in bars} == {"bar"}
+    assert sum(count for _, count in bars) == 2
     assert watched.errors == []
 
 

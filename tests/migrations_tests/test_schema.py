@@ -104,6 +104,50 @@ def test_every_revision_goes_up_down_and_up_again(database_url: str) -> None:
     engine.dispose()
 
 
+def test_trials_of_the_first_schema_stay_with_all_that_hangs_on_them(database_url: str) -> None:
+    engine = engine_of(database_url)
+    run_command(engine, "upgrade", "0001")
+    engine.dispose()
+    moment, digest = "'2030-01-01 00:00:00'", "'" + "a" * 64 + "'"
+    rows = [
+        f"INSERT INTO models (id, name, state, artifact, scans, created_at, updated_at)"
+        f" VALUES ('m', 'm', 'READY', '{{}}', 0, {moment}, {moment})",
+        f"INSERT INTO datasets (id, name, state, artifact, scans, created_at, updated_at)"
+        f" VALUES ('d', 'd', 'READY', '{{}}', 0, {moment}, {moment})",
+        "INSERT INTO jobs (id, name, model_id, dataset_id, state, wish, spec, spec_digest, request,"
+        " labels, seed, next_number, next_recorded, next_event, spent_trials, spent_wall_s,"
+        " spent_device_s, created_at, updated_at)"
+        f" VALUES ('j', 'j', 'm', 'd', 'RUNNING', 'run', '{{}}', {digest}, '{{}}', '{{}}', 1, 1, 0,"
+        f" 1, 0, 0, 0, {moment}, {moment})",
+        "INSERT INTO trials (id, job_id, number, plan, plan_digest, fidelity, base, seed, agent,"
+        " state, artifacts, proposed_at)"
+        f" VALUES ('t', 'j', 0, '{{}}', {digest}, 'full', '', 7, 'a', 'RUNNING', '{{}}', {moment})",
+        "INSERT INTO attempts (id, trial_id, epoch, state, owner, started_at)"
+        f" VALUES ('a', 't', 1, 'RUNNING', 'o', {moment})",
+    ]
+    database = Database(database_url)
+    with database.write() as session:
+        for row in rows:
+            session.execute(text(row))
+    database.migrate()
+    with database.write() as session:
+        found = session.execute(
+            text("SELECT id, seed, preparation, preparation_key, found, resume FROM trials")
+        ).all()
+        assert [tuple(row) for row in found] == [("t", 7, None, "", None, "")]
+        assert session.scalar(text("SELECT trial_id FROM attempts")) == "t"
+        # References lead to the table as it is now.
+        session.execute(
+            text(
+                "INSERT INTO readings VALUES (1, 't', 0, 'macs', '', '', 1, 1, 1, 1,"
+                " NULL, NULL, NULL, NULL, FALSE, NULL)"
+            )
+        )
+    with database.read() as session:
+        assert session.scalar(text("SELECT count(*) FROM readings")) == 1
+    database.close()
+
+
 def test_migrating_again_changes_nothing(database_url: str) -> None:
     database = Database(database_url)
     database.migrate()

@@ -10,8 +10,9 @@ import pytest
 from compression.artifact import Digest
 from compression.decisions import PruneChannels
 from compression.plan import Plan
-from search.measurement import Failed, Measured
-from search.trial import Fidelity
+from search.agent import Prepare
+from search.measurement import Failed, Measured, Measurement
+from search.trial import PREPARED_ROLE, Fidelity
 from service.db import artifacts, fronts, jobs
 from service.job_state import JobOutcome, JobState
 from tests.service_tests.api_world import (
@@ -198,6 +199,25 @@ def test_trials_tell_what_was_tried(api: World) -> None:
     assert api.client.get(f"/api/v1/jobs/{job_id}").json()["progress"]["by_state"] == {
         "MEASURED": 3
     }
+
+
+def test_a_preparation_is_told_as_such(api: World) -> None:
+    job_id = api.post_job()
+    ledger = api.ledger()
+    order = Prepare(kind="finetune", plan=pruned(8), options={"steps": 3})
+    (trial,) = ledger.propose([order], agent="cooling", snapshot=None)
+    outcome = Measured(Measurement(()), {"top1": 0.5})
+    artifacts_of = {PREPARED_ROLE: Digest("c" * 64)}
+    work = Work(trial=trial, attempt=ledger.start(trial))
+    ledger.record(Finished(work=work, outcome=outcome, artifacts=artifacts_of))
+    path = f"/api/v1/jobs/{job_id}/trials?fidelity=prepared"
+    (found,) = api.client.get(path).json()["data"]
+    assert found["preparation"] == {"kind": "finetune", "options": {"steps": 3}}
+    assert found["found"] == {"top1": 0.5}
+    assert found["feasible"] is None
+    assert found["readings"] == {}
+    assert set(found["artifacts"]) == {PREPARED_ROLE}
+    assert api.client.get(f"/api/v1/jobs/{job_id}").json()["progress"]["trials"] == 0
 
 
 def test_a_failed_trial_says_why(api: World) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from search.measurement import Infeasible
-from search.trial import Fidelity, TrialState
+from search.agent import Prepare
+from search.measurement import Infeasible, Measured, Measurement
+from search.trial import Fidelity, Preparation, TrialState
 from service.db import artifacts, trials
 from service.db.errors import NotFound
 from service.db.ledger import SqlLedger
@@ -105,3 +106,17 @@ def test_a_longer_page_takes_no_more_statements(database: Database) -> None:
             assert len(trials.page(session, job_id, limit=limit).items) == limit
         counts.append(len(seen))
     assert counts == [4, 4]
+
+
+def test_a_preparation_is_stored_with_what_it_found(database: Database) -> None:
+    job_id = store_job(database)
+    ledger = open_ledger(database)
+    order = Prepare(kind="finetune", options={"steps": 3})
+    (trial,) = ledger.propose([order], agent="cooling", snapshot=None)
+    outcome = Measured(Measurement(()), {"top1": 0.5})
+    ledger.record(finish(trial, ledger.start(trial), outcome))
+    with database.read() as session:
+        (stored,) = trials.page(session, job_id, fidelity=Fidelity.PREPARED).items
+    assert stored.trial.preparation == Preparation(kind="finetune", options={"steps": 3})
+    assert stored.trial.outcome == outcome
+    assert stored.readings == ()

@@ -224,7 +224,7 @@ def test_a_plan_for_another_model_fails_for_good(run: Runner) -> None:
     assert "layer9" in outcome.error
 
 
-def test_a_base_that_no_rung_starts_from_is_refused(run: Runner, plan: Plan) -> None:
+def test_a_base_that_is_gone_fails_its_trial(run: Runner, plan: Plan) -> None:
     trial = Trial(
         id="trl_3",
         number=3,
@@ -237,7 +237,8 @@ def test_a_base_that_no_rung_starts_from_is_refused(run: Runner, plan: Plan) -> 
     attempt = Attempt(id="att_3", trial_id=trial.id, epoch=1)
     outcome = run(Work(trial=trial, attempt=attempt), lambda _: None).outcome
     assert isinstance(outcome, Failed)
-    assert "only confirmation" in outcome.error
+    assert not outcome.retryable
+    assert "no blob abab" in outcome.error
 
 
 def test_weights_that_do_not_fit_fail_every_trial_with_the_reason(

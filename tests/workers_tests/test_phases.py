@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from compression.artifact import Digest
 from compression.site import MODEL_SITE, Site
 from compression.surveyed import Survey
+from search import catalogue
+from search.agent import Request
 from search.measurement import Failed, Measured, Measurement
 from search.objective import Constraint
 from search.trial import BASELINE_AGENT, FINALIST_AGENT, Fidelity, TrialState
@@ -113,6 +116,37 @@ def test_a_feasible_job_ends_with_a_confirmed_front(tmp_path: Path) -> None:
     ]
     full = [t for t in book.trials.values() if t.agent == FINALIST_AGENT]
     assert {t.plan for t in full} <= {t.plan for t in searched}
+
+
+def test_finalists_start_from_the_base_that_the_search_scored_them_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Digest("ab" * 32)
+
+    class OnBase:
+        """Random search on a base that somebody prepared."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self._agent = create(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._agent, name)
+
+        def ask(self, n: int) -> list[Request]:
+            return [dataclasses.replace(r, base=base) for r in self._agent.ask(n)]
+
+    create = catalogue.create
+    monkeypatch.setattr(catalogue, "create", OnBase)
+    book = Book()
+    end = run_job(job_run(spec(macs_at_most(0.6)), book, tmp_path))
+    assert end.outcome == "front_found"
+    full = [t for t in book.trials.values() if t.fidelity is Fidelity.FULL]
+    recovered = [t for t in full if t.agent == FINALIST_AGENT]
+    assert recovered
+    assert {t.base for t in recovered} == {base}
+    confirmed = [t for t in book.trials.values() if t.fidelity is Fidelity.CONFIRMED]
+    artifacts = {t.artifacts["recovered"] for t in recovered}
+    assert {t.base for t in confirmed if t.agent == FINALIST_AGENT} <= artifacts
 
 
 def test_an_accuracy_floor_decides_after_recovery_only(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
+from compression.decisions import Refit
 from compression.methods import Methods
 from search.trial import TrialState
 from service.api.schemas.strict import Answer, Finite, Name, Request
 from service.job_state import JobOutcome, JobState
-from workers.job import Recovery, Scoring
+from workers.job import Average, FeatureLoss, KdLoss, Recovery, Scoring
 
 _METHODS, _RECOVERY, _SCORING = Methods(), Recovery(), Scoring()
 
@@ -73,6 +74,7 @@ class MethodsIn(Request):
     sparsify: list[str] = Field(default_factory=lambda: list(_METHODS.sparsify))
     quantize_weights: list[str] = Field(default_factory=lambda: list(_METHODS.quantize_weights))
     share: list[str] = Field(default_factory=lambda: list(_METHODS.share))
+    refit: Refit = _METHODS.refit
 
 
 class AgentIn(Request):
@@ -94,6 +96,13 @@ class RecoveryIn(Request):
     augment: bool = _RECOVERY.augment
     short_steps: int = Field(default=_RECOVERY.short_steps, ge=1, le=100_000)
     finalists: int = Field(default=_RECOVERY.finalists, ge=1, le=64)
+    kd_loss: KdLoss = _RECOVERY.kd_loss
+    feature_loss: FeatureLoss = _RECOVERY.feature_loss
+    mixup: float = Field(default=_RECOVERY.mixup, ge=0, le=1, allow_inf_nan=False)
+    average: Average = _RECOVERY.average
+    weight_decay: float = Field(default=_RECOVERY.weight_decay, ge=0, le=1, allow_inf_nan=False)
+    early_stop: int | None = Field(default=_RECOVERY.early_stop, ge=1, le=10_000)
+    quantization_aware: bool = _RECOVERY.quantization_aware
 
 
 class ScoringIn(Request):

@@ -70,6 +70,13 @@ class AttemptOut(Answer):
     ended_at: datetime.datetime | None
 
 
+class PreparationOut(Answer):
+    """What a trial trains for later trials, apart from its plan and its base."""
+
+    kind: str
+    options: dict[str, Any]
+
+
 class TrialOut(Answer):
     """One plan at one fidelity in one job.
 
@@ -81,6 +88,8 @@ class TrialOut(Answer):
         fidelity: How it is scored.
         agent: Who asked for it.
         base: Artifact digest the plan was applied to; None for the job's model.
+        preparation: What is trained, at fidelity `prepared`: such a trial is no candidate, its
+            artifact is the `base` of later ones. None for every other trial.
         plan_digest: The plan's name.
         plan: Decisions by site.
         feasible: Whether it holds the job's bounds at this fidelity; None until measured.
@@ -88,6 +97,7 @@ class TrialOut(Answer):
         violations: By how much each bound is missed, relative to its size, by constraint;
             `<= 0` holds.
         readings: What was measured.
+        found: What a preparation found out, by its kind; empty for every other trial.
         failure: Why nothing was.
         attempts: Executions, oldest first.
         artifacts: Role to artifact id.
@@ -102,11 +112,13 @@ class TrialOut(Answer):
     fidelity: Fidelity
     agent: str
     base: str | None
+    preparation: PreparationOut | None
     plan_digest: str
     plan: dict[str, Any]
     feasible: bool | None
     violations: dict[str, float]
     readings: ReadingsOut
+    found: dict[str, Any]
     failure: dict[str, Any] | None
     attempts: list[AttemptOut]
     artifacts: dict[str, str]

@@ -1,0 +1,262 @@
+"""A trained CIFAR ResNet as agents meet it in a job: real plans, real proxy trials, no server.
+
+What was evaluated once is kept in a folder and never paid for twice: the key is setting, plan,
+fidelity, base and preparation; seeds of trials do not matter to proxies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compression.artifact import Digest, ModelArtifact, Preprocessing
+from compression.methods import Methods, resolve_space
+from compression.plan import Plan
+from search.agent import Agent, Evaluate, Request, Snapshot
+from search.budget import Budget
+from search.catalogue import create
+from search.device import LOCAL_DEVICES
+from search.measurement import Measured, Measurement, outcome_from_json, outcome_to_json
+from search.objective import Constraint, Objective
+from search.problem import Problem
+from search.trial import BASELINE_AGENT, Fidelity, Trial
+from tests.cifar import MEAN, STD, dataset_npz, weights
+from tests.memory_ledger import Book, MemoryLedger
+from workers import loop
+from workers.context import JobContext
+from workers.edge import guarded
+from workers.evaluate import evaluate
+from workers.executor import Finished, InlineExecutor, Runner, Work
+from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
+from workers.quiet import QuietNode
+from workers.store import FolderStore
+
+MACS = Constraint(metric="macs", at_most=0.5, relative_to="baseline")
+DOWNLOAD = Constraint(metric="download_bytes", at_most=0.25, relative_to="baseline")
+
+
+def latency(at_most: float) -> Constraint:
+    """Return a bound on the median latency, as a share of the dense network's."""
+    return Constraint(
+        metric="latency_ms",
+        at_most=at_most,
+        relative_to="baseline",
+        device=LOCAL_DEVICES[0].name,
+        statistic="p50",
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """What is bounded, and what may be done."""
+
+    constraints: tuple[Constraint, ...]
+    methods: Methods
+
+
+THIN = Methods(allow=("prune_channels",), channel_multiple=2)
+"""Widths inside of residual blocks: the space of the papers on CIFAR ResNets."""
+MIXED = Methods(allow=("prune_channels", "drop_block", "quantize"), channel_multiple=4)
+
+SETTINGS: Mapping[str, Setting] = {
+    "macs": Setting((MACS,), THIN),
+    "latency": Setting((latency(0.6),), MIXED),
+    "three": Setting((MACS, latency(0.6), DOWNLOAD), MIXED),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Searched:
+    """What one agent found.
+
+    Attributes:
+        problem: As the agent saw it.
+        trials: Its evaluations, in order.
+        agent_s: Seconds that it thought.
+        trial_s: Seconds of its evaluations and preparations, also of those from the folder.
+    """
+
+    problem: Problem
+    trials: Sequence[Trial]
+    agent_s: float
+    trial_s: float
+
+
+class World:
+    """One network under one setting."""
+
+    def __init__(
+        self, folder: Path, work: Path, depth: int, setting: str, train_files: int = 5
+    ) -> None:
+        """Load the network.
+
+        Args:
+            folder: The real data.
+            work: Where evaluations are kept.
+            depth: 20, 32 or 56.
+            setting: In `SETTINGS`.
+            train_files: Fifths of the training images.
+        """
+        store = FolderStore(work / "blobs")
+        self.name = f"cifar_resnet{depth}"
+        self.setting = SETTINGS[setting]
+        self.spec = JobSpec(
+            job_id="job_bench",
+            name=setting,
+            model=ModelArtifact(
+                weights=store.put(weights(folder, self.name)),
+                format="safetensors",
+                architecture=self.name,
+                input_shape=(3, 32, 32),
+                preprocessing=Preprocessing(layout="NHWC", scale=255.0, mean=MEAN, std=STD),
+                num_classes=10,
+            ),
+            dataset=DatasetArtifact(data=store.put(dataset_npz(folder, train_files)), format="npz"),
+            objectives=(Objective(metric="top1", direction="maximize"),),
+            constraints=self.setting.constraints,
+            methods=self.setting.methods,
+            devices=LOCAL_DEVICES,
+            recovery=Recovery(),
+            scoring=Scoring(),
+            budget=Budget(trials=1),
+            agent="random",
+            agent_options={},
+        )
+        self.context = JobContext.build(self.spec, store, QuietNode(work / "quiet"))
+        self._kept = Kept(work / f"evaluations-{depth}-{setting}.jsonl")
+
+    @functools.cached_property
+    def runner(self) -> Runner:
+        """What runs an attempt, or finds it in the folder."""
+        # An agent's plan that breaks must fail its trial, as in a worker.
+        real = guarded(lambda: lambda work, report: evaluate(work, self.context, report))
+
+        def run(work: Work, report: Any) -> Finished:
+            known = self._kept.find(work)
+            if known is None:
+                known = real(work, report)
+                self._kept.put(known)
+            return known
+
+        return run
+
+    def measure(self, plan: Plan, fidelity: Fidelity = Fidelity.PROXY) -> Measurement:
+        """Return what a plan measures; it must be possible."""
+        trials = self._run(MemoryLedger(Book()), [Evaluate(plan=plan, fidelity=fidelity)])
+        outcome = trials[0].outcome
+        assert isinstance(outcome, Measured), outcome
+        return outcome.measurement
+
+    def problem(self, seed: int, budget: int) -> Problem:
+        """Return the search as an agent sees it."""
+        survey = self.context.survey
+        return Problem(
+            space=resolve_space(survey.sites, self.setting.methods, survey.costs),
+            costs=survey.costs,
+            objectives=self.spec.objectives,
+            constraints=self.setting.constraints,
+            baseline=self.measure(Plan()),
+            budget_trials=budget,
+            seed=seed,
+        )
+
+    def search(
+        self, agent: str, seed: int, budget: int, options: Mapping[str, Any] | None = None
+    ) -> Searched:
+        """Let an agent search, as a job would."""
+        problem = self.problem(seed, budget)
+        timed = Timed(create(agent, problem, options or {}))
+        ledger = MemoryLedger(Book(seed=seed))
+        self._run(ledger, [Evaluate(plan=Plan())], BASELINE_AGENT)
+        before = self._kept.seconds
+        loop.run(
+            timed, InlineExecutor(self.runner), ledger, Budget(trials=budget), agent_name=agent
+        )
+        trials = [t for t in ledger.trials() if t.agent == agent and t.preparation is None]
+        return Searched(problem, trials, timed.seconds, self._kept.seconds - before)
+
+    def _run(
+        self, ledger: MemoryLedger, requests: Sequence[Request], agent: str = "bench"
+    ) -> Sequence[Trial]:
+        trials = ledger.propose(requests, agent=agent, snapshot=None)
+        return loop.run_all(trials, InlineExecutor(self.runner), ledger, parallelism=1)
+
+
+class Timed:
+    """An agent and how long it thought."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.seconds = 0.0
+        self._agent = agent
+
+    def ask(self, n: int) -> Sequence[Request]:
+        """See `search.agent.Agent`."""
+        start = time.perf_counter()
+        requests = self._agent.ask(n)
+        self.seconds += time.perf_counter() - start
+        return requests
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """See `search.agent.Agent`."""
+        start = time.perf_counter()
+        self._agent.tell(trials)
+        self.seconds += time.perf_counter() - start
+
+    def snapshot(self) -> Snapshot:
+        """See `search.agent.Agent`."""
+        return self._agent.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `search.agent.Agent`."""
+        self._agent.restore(snapshot)
+
+
+class Kept:
+    """Finished evaluations in a file, one JSON line each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = 0.0
+        """Of all evaluations that were asked for, remembered ones at what they once cost."""
+        self._rows: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self._rows[row["key"]] = row
+
+    def find(self, work: Work) -> Finished | None:
+        """Return what an earlier attempt at the same order came to."""
+        row = self._rows.get(_key(work.trial))
+        if row is None:
+            return None
+        self.seconds += row["seconds"]
+        return Finished(
+            work=work,
+            outcome=outcome_from_json(row["outcome"]),
+            artifacts={role: Digest(digest) for role, digest in row["artifacts"].items()},
+        )
+
+    def put(self, finished: Finished) -> None:
+        """Write down an outcome, failures too: they would fail again."""
+        key, seconds = _key(finished.work.trial), sum(finished.seconds.values())
+        row = {
+            "key": key,
+            "plan": finished.work.trial.plan.to_json(),
+            "outcome": outcome_to_json(finished.outcome),
+            "artifacts": dict(finished.artifacts),
+            "seconds": seconds,
+        }
+        self._rows[key] = row
+        self.seconds += seconds
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _key(trial: Trial) -> str:
+    prepared = trial.preparation.key if trial.preparation else ""
+    return f"{trial.plan.digest} {trial.fidelity} {trial.base or ''} {prepared}"
