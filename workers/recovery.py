@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from compression.apply import Applied, apply
 from compression.certificate import certify
+from compression.decisions import PruneChannels
 from compression.errors import NotCertified
 from compression.plan import Plan
 from compression.recover.training import Recipe, TrainingData, train
@@ -63,10 +64,23 @@ def pressed(
             thorough=thorough,
             since=0 if after is None else len(after.stages),
         )
-    if applied.stages or beginning is not context.apply_context:
+    changed = applied.stages or beginning is not context.apply_context
+    if changed and not _only_refitted(applied):
         with steps.step("recalibrate"):
             context.recalibrate(applied.model)
     return applied
+
+
+def _only_refitted(applied: Applied) -> bool:
+    """Whether all that was done is a removal whose consumers were fitted to what they gave.
+
+    They were fitted to what the BatchNorm behind them was made for; its statistics taken anew
+    cost 2 to 3 points (`compression.primitives.refit`).
+    """
+    return [stage.kind for stage in applied.stages] == [PruneChannels.kind] and all(
+        isinstance(decision, PruneChannels) and decision.refit == "least_squares"
+        for decision in applied.stages[0].decisions.values()
+    )
 
 
 def check_arithmetic(applied: Applied, trial: Trial, context: JobContext) -> None:
