@@ -88,7 +88,11 @@ def describe() -> list[dict[str, Any]]:
                 "name": name,
                 "summary": agent_type.__doc__.strip().splitlines()[0],
                 "default": name == DEFAULT,
-                "options": {field.name: getattr(defaults, field.name) for field in fields},
+                "options": {field.name: _plain(getattr(defaults, field.name)) for field in fields},
             }
         )
     return listing
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

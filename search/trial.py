@@ -86,6 +86,9 @@ BASELINE_AGENT = "baseline"
 FINALIST_AGENT = "finalist"
 """Who asks for the recovery and confirmation of the search's best."""
 
+MEMORY_AGENT = "memory"
+"""Whose trials were measured in earlier jobs; they count against no budget."""
+
 MAX_ATTEMPTS = 3
 """Executions a trial may have before a retryable failure becomes final."""
 

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compression.artifact import Digest
-from search.agent import Prepare, Request, Snapshot
+from search.agent import Evaluate, Prepare, Request, Snapshot
 from search.budget import Spent
 from search.measurement import Failed, Outcome
 from search.trial import (
     BASELINE_AGENT,
+    FINALIST_AGENT,
     FINISHED,
     MAX_ATTEMPTS,
+    MEMORY_AGENT,
     SEARCH_FIDELITIES,
     Attempt,
     AttemptState,
@@ -27,6 +29,7 @@ from search.trial import (
 from workers.errors import LeaseLost
 from workers.executor import Finished
 from workers.ledger import Wish
+from workers.memory import Remembered
 
 Key = tuple[str, Fidelity, str, str]
 
@@ -70,7 +73,7 @@ class MemoryLedger:
             for trial in self.book.trials.values()
             if trial.state in FINISHED
             and trial.fidelity in SEARCH_FIDELITIES
-            and trial.agent != BASELINE_AGENT
+            and trial.agent not in (BASELINE_AGENT, MEMORY_AGENT, FINALIST_AGENT)
         )
         return Spent(
             trials=sum(1 for _ in counted), wall_s=self.book.wall_s, device_s=self.book.device_s
@@ -181,6 +184,23 @@ class MemoryLedger:
     def event(self, kind: str, payload: Mapping[str, Any]) -> None:
         self._fence()
         self.book.events.append((kind, dict(payload)))
+
+    def warm_start(self, known: Sequence[Remembered]) -> int:
+        self._fence()
+        begun = any(kind == "job.warm_start" for kind, _ in self.book.events)
+        if begun or any(t.agent != BASELINE_AGENT for t in self.book.trials.values()):
+            return 0
+        written = 0
+        for item in known:
+            before = len(self.book.trials)
+            request = Evaluate(plan=item.plan)
+            (trial,) = self.propose([request], agent=MEMORY_AGENT, snapshot=None)
+            if len(self.book.trials) > before:
+                running = self._update(trial, state=TrialState.RUNNING)
+                self._settle(running, item.outcome, artifacts={})
+                written += 1
+        self.event("job.warm_start", {"trials": written})
+        return written
 
     def _fence(self) -> None:
         if self.book.owner != self._owner:

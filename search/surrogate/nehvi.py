@@ -104,11 +104,14 @@ def log_gain(
         reference: m losses, the reference point.
         seed: Of the quasi-random numbers.
     """
-    from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+    from botorch.acquisition.multi_objective import logei
     from botorch.acquisition.multi_objective.objective import WeightedMCMultiOutputObjective
     from botorch.models.model_list_gp_regression import ModelListGP
     from botorch.sampling.normal import SobolQMCNormalSampler
 
+    # Else it compiles C++ at first use, where there is a compiler, and two processes of one search
+    # differ in their last digits.
+    logei._load_attempted = True
     surrogates, inputs = zip(*beliefs.parts, strict=True)
     m = surrogates[0].outputs
     mean, deviation = beliefs.predict(points)
@@ -138,7 +141,7 @@ def log_gain(
     constraints = [_excess(m + i, float(limit)) for i, limit in enumerate(allowed)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        gain = qLogNoisyExpectedHypervolumeImprovement(
+        gain = logei.qLogNoisyExpectedHypervolumeImprovement(
             model=ModelListGP(*models),
             ref_point=(-(reference - middle[:m]) / scale[:m]).tolist(),
             X_baseline=together(centre),

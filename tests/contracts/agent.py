@@ -26,6 +26,7 @@ from search.agent import Agent, Prepare, Request, Snapshot
 from search.catalogue import create
 from search.history import plan_count
 from search.measurement import Measured, Measurement, outcome_from_json, outcome_to_json
+from search.objective import objective_from_json
 from search.problem import Problem
 from search.trial import Fidelity, Preparation, Trial, state_of
 from tests.synthetic import (
@@ -188,6 +189,7 @@ class AgentContract:
         message = {
             "name": self.name,
             "options": dict(self.options),
+            "objectives": [objective.to_json() for objective in problem.objectives],
             "snapshot": snapshot_to_text(loop.agent.snapshot()),
             "trials": trials_to_json([t for t in loop.trials if t.outcome]),
         }
@@ -308,7 +310,8 @@ class AgentContract:
 
 def continue_elsewhere(message: Mapping[str, Any]) -> list[str]:
     """Rebuild the agent of `test_another_process_continues_identically` and ask it for two."""
-    problem = NET.problem(BOUNDS, seed=3, budget=BUDGET)
+    objectives = tuple(objective_from_json(data) for data in message["objectives"])
+    problem = NET.problem(BOUNDS, objectives, seed=3, budget=BUDGET)
     agent = create(message["name"], problem, message["options"])
     agent.restore(snapshot_from_text(message["snapshot"]))
     agent.tell([trial_from_json(data) for data in message["trials"]])

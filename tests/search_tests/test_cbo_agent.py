@@ -34,7 +34,7 @@ class TestCboInThreeNumbers(AgentContract):
 class TestCboThatAdvances(AgentContract):
     name = "cbo"
     waits = True
-    options = MappingProxyType({**QUICK, "advance": True, "steps": 3})
+    options = MappingProxyType({**QUICK, "advance": True, "steps": 2})
 
 
 class TestCboWithTwoObjectives(AgentContract):

@@ -76,7 +76,7 @@ def test_a_pending_point_is_worth_little_twice() -> None:
 
 def test_the_reference_is_the_bound_or_the_dense_model_or_the_worst() -> None:
     dense = NET.latency_ms(NET.space.decode(NET.space.dense()))
-    losses = np.array([[-0.9, 1.0], [-0.5, 0.5]])
+    losses = np.array([[-0.9, 0.4], [-0.5, 0.2]])
     free = NET.problem((), (TOP1, LATENCY))
     np.testing.assert_allclose(reference_point(free, losses), [-0.46, dense])
     bound = NET.problem((latency_at_most(0.7), top1_at_least(-0.2)), (TOP1, LATENCY))
