@@ -23,13 +23,7 @@ from compression.preprocess import preprocess
 from compression.recover.augment import crop_and_flip
 from compression.recover.fake_quant import FakeQuant
 from compression.recover.hook import Hook
-from compression.recover.training import (
-    Curve,
-    Recipe,
-    TrainingData,
-    one_cycle,
-    train,
-)
+from compression.recover.training import Curve, Recipe, TrainingData, one_cycle, train
 from compression.recover.training_state import Checkpoints, TrainingState
 
 
