@@ -208,7 +208,7 @@ class Bases:
         asked = {}
         for base, history in self._histories.items():
             if base is not None and (history.asked or history.pending):
-                asked[base] = history.asked
+                asked[base] = history.snapshot().data["asked"]
                 arrays[f"pending_{base}"] = history.snapshot().arrays["pending"]
         orders = {
             str(stage): {"plan": o.plan.to_json() if o.plan else None, "base": o.base}

@@ -101,8 +101,18 @@ class History:
         self._pending: dict[Point, None] = {}
         self._told: dict[str, Told] = {}
         self._points: set[Point] = set()
-        self.asked = 0
-        """Number of requests so far."""
+        self._requests = 0
+        self._dense = canonical(problem.space, problem.space.dense())
+
+    @property
+    def asked(self) -> int:
+        """Number of requests so far: own ones, or all plans known where others ask, too.
+
+        An agent among others is as far into its search as the trials it knows of, not as the few
+        that were its own. The dense plan is not counted: it is told before any search.
+        """
+        known = self._points | self._pending.keys()
+        return max(self._requests, len(known) - (self._dense in known))
 
     def is_new(self, point: Sequence[int]) -> bool:
         """Whether the plan at `point` was neither asked for nor told."""
@@ -139,7 +149,7 @@ class History:
         if not self.is_new(key):
             raise ProblemInvalid(f"Point {key} was asked for before")
         self._pending[key] = None
-        self.asked += 1
+        self._requests += 1
         return Evaluate(plan=self.space.decode(key), fidelity=self._fidelity, base=self._base)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -158,7 +168,7 @@ class History:
     def snapshot(self) -> Snapshot:
         """Return what the told trials do not tell: the count and the pending points."""
         pending = np.array(self.pending, dtype=np.float64).reshape(-1, len(self.space.knobs))
-        return Snapshot({"version": VERSION, "asked": self.asked}, {"pending": pending})
+        return Snapshot({"version": VERSION, "asked": self._requests}, {"pending": pending})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take up a snapshot, before any trial is told.
@@ -175,7 +185,7 @@ class History:
                 f"Agent snapshot has points of shape {pending.shape[1:]}; "
                 f"the space has {len(self.space.knobs)} knobs"
             )
-        self.asked = int(snapshot.data["asked"])
+        self._requests = int(snapshot.data["asked"])
         self._pending = {tuple(int(i) for i in row): None for row in pending}
 
 

@@ -12,6 +12,8 @@ Deviations:
     * A success is a plan among the best `elite` share of all measured by then, feasible ones
       first, not only a new best: with some sixty trials new bests are too few to judge by.
     * Controls are outside the bandit: they ask in fixed turns.
+    * The first racer leads: it asks alone for the first `lead_share` of the budget. Its probes teach
+      all others, while a race of beginners teaches nobody who is best.
     * A racer that waits, or whose suggestion another has under way, is passed over.
     * Racers that need long training before their first plan, or hundreds of cheap episodes, are
       not raced by default: name them in `agents` where the budget allows.
@@ -32,8 +34,11 @@ from search.measurement import Measured
 from search.problem import Problem
 from search.trial import Fidelity, Trial
 
-RACERS = ("cbo", "knapsack", "fastnas", "tpe")
+RACERS = ("knapsack", "cbo", "fastnas")
 CONTROLS = ("uniform", "random")
+
+USUAL = 60
+"""Trials that a search without a budget of trials is taken to have."""
 
 SEPARATOR = "/"
 """Between a racer's name and its array's, in a snapshot."""
@@ -44,8 +49,10 @@ class Options:
     """Options of the race.
 
     Attributes:
-        agents: Who races, at least one.
+        agents: Who races, at least one; the first leads.
         options: Options of racers, by name.
+        lead_share: Share of the budget that the first racer has to itself, in [0, 1]; without a
+            budget of trials, of 60.
         control_share: Share of the requests that uniform and random get in turn, in [0, 0.5].
         exploration: C of the bandit, at least 0.
         elite: Share of the measured plans that count as successes, in (0, 1].
@@ -53,6 +60,7 @@ class Options:
 
     agents: tuple[str, ...] = RACERS
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    lead_share: float = 0.35
     control_share: float = 0.1
     exploration: float = 0.1
     elite: float = 0.1
@@ -72,6 +80,8 @@ class Options:
 
         for name in self.agents:
             catalogue.options(name, self.options.get(name, {}))
+        if not 0.0 <= self.lead_share <= 1.0:
+            raise ProblemInvalid(f"auto: lead_share is {self.lead_share}; it must be in [0, 1]")
         if not 0.0 <= self.control_share <= 0.5:
             raise ProblemInvalid(
                 f"auto: control_share is {self.control_share}; it must be in [0, 0.5]"
@@ -186,7 +196,8 @@ class Auto:
     def _merit(self, name: str) -> float:
         uses = sum(asker == name for asker in self._askers.values())
         total = sum(asker in self._options.agents for asker in self._askers.values())
-        if not uses:
+        leads = self._turn < self._options.lead_share * (self._problem.budget_trials or USUAL)
+        if not uses or (leads and name == self._options.agents[0]):
             return math.inf
         spread = self._options.exploration * math.sqrt(2 * math.log(max(2, total)) / uses)
         return area_under_curve(self._successes().get(name, [])) + spread

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compression.apply import ApplyContext, apply, replay
-from compression.decisions import DECISIONS
+from compression.decisions import DECISIONS, MergePool
 from compression.models.cifar_resnet import cifar_resnet
 from compression.patch import Patch
 from compression.survey import survey
@@ -32,7 +32,9 @@ def test_plan_source_and_seed_rebuild_the_same_checkpoint_in_a_new_process(integ
 
 
 def test_the_plan_takes_every_kind_of_decision() -> None:
-    assert {d.kind for _, d in mixed_plan(integers=True)} == set(DECISIONS)
+    # A CIFAR ResNet has no pool that a convolution could take over.
+    every = set(DECISIONS) - {MergePool.kind}
+    assert {d.kind for _, d in mixed_plan(integers=True)} == every
 
 
 def test_the_structure_replays_from_the_patch_and_the_weights_from_the_state() -> None:

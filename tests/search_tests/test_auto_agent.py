@@ -82,6 +82,7 @@ def test_a_race_is_not_worse_than_its_controls() -> None:
         ({"options": {"amc": {}}}, "do not race"),
         ({"agents": ("chess",)}, "Unknown agent 'chess'"),
         ({"agents": ("cbo",), "options": {"cbo": {"steps": 0}}}, "at least 1"),
+        ({"agents": ("cbo",), "lead_share": 1.5}, "lead_share is 1.5"),
         ({"agents": ("cbo",), "control_share": 0.7}, r"must be in \[0, 0.5\]"),
         ({"agents": ("cbo",), "exploration": -1.0}, "at least 0"),
         ({"agents": ("cbo",), "elite": 0.0}, "must be in"),
