@@ -12,8 +12,8 @@ Deviations:
     * A success is a plan among the best `elite` share of all measured by then, feasible ones
       first, not only a new best: with some sixty trials new bests are too few to judge by.
     * Controls are outside the bandit: they ask in fixed turns.
-    * The first racer leads: it asks alone for the first `lead_share` of the budget. Its probes teach
-      all others, while a race of beginners teaches nobody who is best.
+    * The first racer leads: it asks alone for the first `lead_share` of the budget. Its probes
+      teach all others, while a race of beginners teaches nobody who is best.
     * A racer that waits, or whose suggestion another has under way, is passed over.
     * Racers that need long training before their first plan, or hundreds of cheap episodes, are
       not raced by default: name them in `agents` where the budget allows.
