@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -70,8 +71,10 @@ class SurrogateWorld:
             "test": len(x) - count,
             "rmse_points": float(np.sqrt((error**2).mean())),
             "rmse_points_best_fifth": float(np.sqrt((error[good] ** 2).mean())),
-            "rank_correlation": _spearman(found, top1[count:]),
-            "rank_correlation_best_fifth": _spearman(found[good], top1[count:][good]),
+            "rank_correlation": float(spearmanr(found, top1[count:]).statistic),
+            "rank_correlation_best_fifth": float(
+                spearmanr(found[good], top1[count:][good]).statistic
+            ),
         }
 
     def measurement(self, plan: Plan, rng: np.random.Generator) -> Measurement:
@@ -103,11 +106,6 @@ def _log_odds(share: Floats) -> Floats:
 
 def _share(log_odds: NDArray[Any]) -> Floats:
     return np.asarray(1 / (1 + np.exp(-log_odds)))
-
-
-def _spearman(a: Floats, b: Floats) -> float:
-    ranks = [np.argsort(np.argsort(v)).astype(float) for v in (a, b)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def random_plans(problem: Problem, count: int) -> list[Plan]:

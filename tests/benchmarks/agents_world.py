@@ -91,7 +91,13 @@ class World:
     """One network under one setting."""
 
     def __init__(
-        self, folder: Path, work: Path, depth: int, setting: str, train_files: int = 5
+        self,
+        folder: Path,
+        work: Path,
+        depth: int,
+        name: str,
+        train_files: int = 5,
+        setting: Setting | None = None,
     ) -> None:
         """Load the network.
 
@@ -99,19 +105,20 @@ class World:
             folder: The real data.
             work: Where evaluations are kept.
             depth: 20, 32 or 56.
-            setting: In `SETTINGS`.
+            name: Of the setting, and of its file of evaluations.
             train_files: Fifths of the training images.
+            setting: What is bounded; None: that of the name in `SETTINGS`.
         """
         store = FolderStore(work / "blobs")
-        self.name = f"cifar_resnet{depth}"
-        self.setting = SETTINGS[setting]
+        architecture = f"cifar_resnet{depth}"
+        self.setting = SETTINGS[name] if setting is None else setting
         self.spec = JobSpec(
             job_id="job_bench",
-            name=setting,
+            name=name,
             model=ModelArtifact(
-                weights=store.put(weights(folder, self.name)),
+                weights=store.put(weights(folder, architecture)),
                 format="safetensors",
-                architecture=self.name,
+                architecture=architecture,
                 input_shape=(3, 32, 32),
                 preprocessing=Preprocessing(layout="NHWC", scale=255.0, mean=MEAN, std=STD),
                 num_classes=10,
@@ -128,7 +135,7 @@ class World:
             agent_options={},
         )
         self.context = JobContext.build(self.spec, store, QuietNode(work / "quiet"))
-        self._kept = Kept(work / f"evaluations-{depth}-{setting}.jsonl")
+        self._kept = Kept(work / f"evaluations-{depth}-{name}.jsonl")
 
     @functools.cached_property
     def runner(self) -> Runner:

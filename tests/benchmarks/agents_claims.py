@@ -1,0 +1,221 @@
+"""What the agents' papers claim, tried at the size of two cores: ResNet-20, CIFAR-10, inner widths.
+
+    make bench NAME=agents_claims
+
+* `cooling` (constrained BO, ECCV 2018): bounds that cool exponentially find better plans than one
+  step, with less spread; bounds that are learnt beat a search that is blind to them.
+* `amc` (AMC, ECCV 2018): at half the MACs better than uniform and random widths.
+* `metapruning` (MetaPruning, ICCV 2019): evolution beats random, random beats uniform, and the gap
+  grows as the budget of MACs gets tighter.
+* `proxies` (distiller's reproduction of AMC; EagleEye, ECCV 2020): proxies rank plans as short
+  trainings do, and worse without recalibrated BatchNorm.
+
+A part passes, or says "not reproduced" with its figures. Plans are compared on search-validation
+images only. Searches share one folder of evaluations with `agents_equal_budget`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from compression.apply import apply
+from compression.methods import Methods
+from compression.plan import Plan
+from search.arithmetic import Floats
+from search.objective import Constraint
+from search.repair import Repair, as_point
+from search.sampling import draw
+from search.trial import Fidelity
+from tests.benchmarks.agents_equal_budget import row_of
+from tests.benchmarks.agents_world import THIN, Setting, World
+from tests.benchmarks.record import record
+from tests.conftest import real_data_folder
+from workers.meters.accuracy import accuracy
+
+Row = Mapping[str, Any]
+CHANCE = 10.0
+"""Top-1 in per cent of ten classes, for a search that found nothing within its bounds."""
+
+
+def at_most(macs: float, methods: Methods = THIN) -> Setting:
+    """Return the setting of a bound on MACs alone."""
+    bound = Constraint(metric="macs", at_most=macs, relative_to="baseline")
+    return Setting((bound,), methods)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """Data, folder and sizes of a run."""
+
+    folder: Path
+    options: argparse.Namespace
+
+    def world(self, macs: float) -> World:
+        """Return ResNet-20 under a bound on MACs."""
+        if macs == 0.5:
+            return World(self.folder, self.options.work, 20, "macs")
+        name = f"macs{macs:g}"
+        return World(self.folder, self.options.work, 20, name, setting=at_most(macs))
+
+    def best(
+        self, world: World, agent: str, budget: int, options: Mapping[str, Any] | None = None
+    ) -> Floats:
+        """Return the best top-1 in per cent within the bounds, one per seed, finished ones kept."""
+        book = self.options.work / "claims.jsonl"
+        lines = book.read_text().splitlines() if book.exists() else []
+        known = {row["key"]: row["best"] for row in map(json.loads, lines)}
+        found = []
+        for seed in range(self.options.seeds):
+            key = json.dumps([world.spec.name, agent, budget, seed, options or {}], sort_keys=True)
+            if key not in known:
+                row = row_of(world.search(agent, seed, budget, options))
+                known[key] = row["best"]
+                with book.open("a") as file:
+                    file.write(json.dumps({"key": key, "best": row["best"]}) + "\n")
+                print(key, row["best"], flush=True)
+            found.append(CHANCE if known[key] is None else known[key])
+        return np.array(found)
+
+
+def shown(found: Floats) -> Row:
+    """Return mean, spread and the single values of several seeds."""
+    deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan
+    error = deviation / math.sqrt(len(found))
+    return {
+        "mean": round(float(found.mean()), 3),
+        "deviation": round(deviation, 3),
+        "standard_error": round(error, 3),
+        "seeds": [round(float(value), 2) for value in found],
+    }
+
+
+def cooling(bench: Bench) -> tuple[bool, Row]:
+    """Exponential cooling against one step, and against a search that does not know its bound."""
+    world, budget = bench.world(0.3), bench.options.budget
+    rows = {
+        name: bench.best(world, "cbo", budget, {"schedule": name})
+        for name in ("exponential", "linear", "one_step")
+    }
+    rows["advancing"] = bench.best(world, "cbo", budget, {"advance": True, "advance_steps": 100})
+    cooled, sudden = rows["exponential"], rows["one_step"]
+    margin = float(cooled.std(ddof=1)) / math.sqrt(len(cooled))
+    passed = bool(
+        cooled.mean() >= sudden.mean() + margin and cooled.std(ddof=1) < sudden.std(ddof=1)
+    )
+    return passed, {name: shown(found) for name, found in rows.items()}
+
+
+def amc(bench: Bench) -> tuple[bool, Row]:
+    """AMC against uniform and random widths on an equal number of trials."""
+    world, budget = bench.world(0.5), bench.options.budget
+    rows = {agent: bench.best(world, agent, budget) for agent in ("amc", "random", "uniform")}
+    means = {agent: found.mean() for agent, found in rows.items()}
+    passed = bool(means["amc"] > max(means["random"], means["uniform"]))
+    return passed, {agent: shown(found) for agent, found in rows.items()}
+
+
+def metapruning(bench: Bench) -> tuple[bool, Row]:
+    """Evolution, random and uniform at three bounds."""
+    gaps: dict[float, float] = {}
+    rows: dict[str, Row] = {}
+    for macs in (0.75, 0.5, 0.3):
+        world = bench.world(macs)
+        found = {
+            agent: bench.best(world, agent, bench.options.budget)
+            for agent in ("metapruning", "random", "uniform")
+        }
+        gaps[macs] = float(found["metapruning"].mean() - found["uniform"].mean())
+        rows[f"{macs:g}"] = {agent: shown(values) for agent, values in found.items()}
+    ordered = gaps[0.75] <= gaps[0.5] <= gaps[0.3]
+    return ordered and min(gaps.values()) > 0, {"gaps_over_uniform": gaps, **rows}
+
+
+def proxies(bench: Bench) -> tuple[bool, Row]:
+    """Spearman between a proxy, with and without new statistics, and a short training."""
+    world = bench.world(0.5)
+    problem = world.problem(0, bench.options.plans)
+    repair = Repair(problem)
+    drawn = repair.fill(draw(problem.space, np.random.default_rng(5), bench.options.plans))
+    plans = list(dict.fromkeys(problem.space.decode(as_point(row)) for row in drawn))
+    columns: dict[str, list[float]] = {"plain": [], "recalibrated": [], "short": []}
+    for plan in plans:
+        columns["plain"].append(_plain(world, plan))
+        for name, fidelity in (("recalibrated", Fidelity.PROXY), ("short", Fidelity.SHORT)):
+            reading = world.measure(plan, fidelity).get("top1")
+            assert reading is not None
+            columns[name].append(reading.value)
+        print({name: values[-1] for name, values in columns.items()}, flush=True)
+    short = np.array(columns["short"])
+    rho = {
+        name: round(float(spearmanr(columns[name], short).statistic), 3)
+        for name in ("plain", "recalibrated")
+    }
+    upper = short >= np.median(short)
+    half = float(spearmanr(np.array(columns["recalibrated"])[upper], short[upper]).statistic)
+    figures = {
+        "plans": len(plans),
+        "spearman": rho,
+        "spearman_upper_half": round(half, 3),
+        "mean_top1": {name: round(100 * float(np.mean(v)), 2) for name, v in columns.items()},
+    }
+    return rho["recalibrated"] >= 0.5 and rho["recalibrated"] > rho["plain"], figures
+
+
+def _plain(world: World, plan: Plan) -> float:
+    """Return the top-1 of a plan with the dense network's BatchNorm statistics."""
+    context = world.context
+    model = apply(plan, context.apply_context).model
+    images, labels = context.part(Fidelity.PROXY)
+    logits = context.score_module(model, images)
+    return accuracy(logits, labels, context.dense_logits(Fidelity.PROXY), "search")[0].value
+
+
+PARTS: Mapping[str, Callable[[Bench], tuple[bool, Row]]] = {
+    "proxies": proxies,
+    "cooling": cooling,
+    "amc": amc,
+    "metapruning": metapruning,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Try the parts that were asked for; each records its own line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=int, default=60)
+    parser.add_argument("--plans", type=int, default=24, help="of the part proxies")
+    parser.add_argument("--work", type=Path, default=Path(".work"))
+    options = parser.parse_args(arguments)
+    folder = real_data_folder()
+    if folder is None:
+        raise SystemExit("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, options)
+    for part in options.parts:
+        passed, figures = PARTS[part](bench)
+        record(
+            "agents_claims",
+            passed=passed,
+            seed=0,
+            seeds=options.seeds,
+            part=part,
+            verdict="reproduced" if passed else "not reproduced",
+            budget=options.budget,
+            **figures,
+        )
+
+
+if __name__ == "__main__":
+    main()
