@@ -96,7 +96,9 @@ class ProgressView:
         if self.info.outcome:
             text.append(f" ({self.info.outcome})")
         wall_s = self.info.progress.wall_s
-        return text.append(f"  {wording.duration(wall_s)}" if wall_s else "", style="dim")
+        text.append(f"  {wording.duration(wall_s)}" if wall_s else "", style="dim")
+        warm = self.info.warm_trials
+        return text.append(f"  warm: {warm} trials known from earlier jobs" if warm else "")
 
     def _trials(self) -> Table:
         progress = self.info.progress

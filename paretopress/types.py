@@ -157,6 +157,7 @@ class JobInfo(Answer):
         outcome: `front_found`, `infeasible`, `cancelled`, `failed`; None until finished.
         problem: Why it failed.
         progress: How far it is.
+        warm_trials: Trials that it began with, measured in earlier jobs; they cost no budget.
         spec: What was asked for, every default filled in; empty in listings.
     """
 
@@ -168,6 +169,7 @@ class JobInfo(Answer):
     dataset_id: str | None = None
     problem: dict[str, Any] | None = None
     progress: JobProgress = JobProgress()
+    warm_trials: int = 0
     spec: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -181,6 +183,7 @@ class TrialInfo(Answer):
 
     Attributes:
         feasible: Whether it holds the job's bounds; None until measured.
+        remembered: Whether its outcome is that of an earlier job's trial.
     """
 
     id: str
@@ -189,6 +192,7 @@ class TrialInfo(Answer):
     fidelity: str = ""
     plan_digest: str = ""
     feasible: bool | None = None
+    remembered: bool = False
     readings: Readings = Readings()
 
     @field_validator("readings", mode="before")

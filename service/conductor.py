@@ -19,6 +19,7 @@ from search import catalogue
 from search.errors import IllegalTransition
 from service import profiler, scanner
 from service.db import fronts, jobs, lease, models
+from service.db.evaluations import SqlMemory
 from service.db.ledger import SqlLedger
 from service.db.session import Database
 from service.job_state import JobOutcome, JobState
@@ -26,10 +27,13 @@ from service.logs import configure_logging
 from service.settings import Settings
 from workers.errors import LeaseLost
 from workers.job import JobSpec
+from workers.memory import JobMemory, device_digest
+from workers.meters.fingerprint import fingerprint
 from workers.open_store import open_store
 from workers.phases import BaselineFailed, JobEnd, JobRun, run_job
 from workers.quiet import QuietNode
 from workers.ray_executor import RayExecutor
+from workers.ray_race import RayRace
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +145,23 @@ class Conductor:
                     store=self.store,
                     thinking=quiet.busy,
                     finalizing=finalizing,
+                    memory=self._memory(spec, job) if spec.memory else None,
+                    race=RayRace(executor, self.store, spec.recovery.race_reduction),
                 )
             )
         finally:
             ended.set()
             executor.close()
+
+    def _memory(self, spec: JobSpec, job: jobs.StoredJob) -> JobMemory:
+        return JobMemory(
+            memory=SqlMemory(self.database),
+            spec=spec,
+            store=self.store,
+            devices={d.name: device_digest(fingerprint(d)) for d in spec.devices},
+            model_id=job.model_id,
+            dataset_id=job.dataset_id,
+        )
 
     def _end(self, claim: lease.Claim, ledger: SqlLedger, end: JobEnd) -> None:
         with ledger.fenced() as session:

@@ -115,6 +115,7 @@ def build_job_spec(
         parallelism=request.parallelism,
         seed=request.seed,
         code_dir=str(settings.code_dir) if settings.code_dir else None,
+        memory=request.memory,
     )
 
 

@@ -19,7 +19,7 @@ from workers.job import JobSpec
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 900.0
-"""Loading and one minute of computing, at low priority on a node that is busy with the job."""
+"""Loading and half a minute of computing, on a node that is busy with the job."""
 
 LEASE_S = TIMEOUT_S + 30.0
 RETRY_S = 5.0

@@ -29,7 +29,7 @@ from search.trial import (
 from workers.errors import LeaseLost
 from workers.executor import Finished
 from workers.ledger import Wish
-from workers.memory import Remembered
+from workers.memory import REMEMBERED, Remembered
 
 Key = tuple[str, Fidelity, str, str]
 
@@ -45,6 +45,7 @@ class Book:
     attempts: dict[str, list[Attempt]] = dataclasses.field(default_factory=dict)
     events: list[tuple[str, Mapping[str, Any]]] = dataclasses.field(default_factory=list)
     checkpoints: dict[str, Digest] = dataclasses.field(default_factory=dict)
+    remembered: set[str] = dataclasses.field(default_factory=set)
     snapshot: Snapshot | None = None
     wall_s: float = 0.0
     device_s: float = 0.0
@@ -159,6 +160,8 @@ class MemoryLedger:
             return None
         if newest.state is not AttemptState.RUNNING:
             return trial
+        if REMEMBERED in finished.seconds:
+            self.book.remembered.add(trial.id)
         self.book.device_s += finished.seconds.get("time", 0.0)
         outcome = finished.outcome
         if isinstance(outcome, Failed):

@@ -23,6 +23,11 @@ DatasetFormat = Literal["npz", "folders", "parquet", "builtin", "path"]
 KdLoss = Literal["kl", "ce_soft", "ce_hard"]
 FeatureLoss = Literal["none", "cckd", "attention", "nst"]
 Average = Literal["none", "ema", "tail"]
+RaceMode = Literal["auto", "none", "asha"]
+
+RACE_ABOVE = 4
+"""Finalists above which a race pays by itself. Up to here it would spare two recoveries at most,
+and take as many points off the front, for cold workers and a start of some seconds per trial."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,14 @@ class Recovery:
             were no better than the best before; None never stops early.
         quantization_aware: Plans with INT8 train the last quarter of their recovery with
             weights and activations rounded as in the deployed file.
+        short_finalists: So many of the search's best are first recovered for `short_steps`, at
+            least `finalists` of them, and those scores choose the finalists; 0: the search's own
+            scores do.
+        race: Whether finalists that fall behind on the way are given up (`asha`, asynchronous
+            successive halving) or all are recovered in full (`none`); `auto` races
+            above `RACE_ABOVE` finalists.
+        race_reduction: Of the finalists that are compared at a rung of the race, one in so many
+            goes on.
     """
 
     epochs: float = 3.0
@@ -118,6 +131,15 @@ class Recovery:
     weight_decay: float = 5e-4
     early_stop: int | None = None
     quantization_aware: bool = False
+    short_finalists: int = 0
+    race: RaceMode = "auto"
+    race_reduction: int = 2
+
+    @property
+    def raced(self) -> bool:
+        """Whether finalists race."""
+        wanted = self.race == "asha" or (self.race == "auto" and self.finalists > RACE_ABOVE)
+        return wanted and self.epochs > 0
 
     def __post_init__(self) -> None:
         if self.feature_loss != "none" and not self.distill:
@@ -163,6 +185,7 @@ class JobSpec:
         parallelism: Trials at once.
         seed: Of everything random.
         code_dir: Folder of the user's own code, with `serve --code`; None otherwise.
+        memory: Evaluations of other jobs answer this one's, and this one's theirs.
     """
 
     job_id: str
@@ -181,6 +204,7 @@ class JobSpec:
     parallelism: int = 1
     seed: int = 0
     code_dir: str | None = None
+    memory: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -11,7 +11,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from safetensors.torch import load, save
 from torch import nn
@@ -22,6 +23,7 @@ from compression.errors import CheckpointInvalid
 from compression.plan import canonical_json
 from compression.recover.training_state import Checkpoints, TrainingState
 from workers.errors import BlobMissing
+from workers.race import RUNG, SCORE
 from workers.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -42,14 +44,22 @@ class Kept:
     Attributes:
         weights: Of the model after each part that is done, in their order.
         state: Of the training of the part that follows; None where it has not begun.
+        scores: Accuracy at the rungs of the finalists' race that were reached.
     """
 
     weights: tuple[Digest, ...] = ()
     state: Digest | None = None
+    scores: tuple[float, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Return the document."""
-        data = {"version": VERSION, "weights": list(self.weights), "state": self.state}
+        data: dict[str, Any] = {
+            "version": VERSION,
+            "weights": list(self.weights),
+            "state": self.state,
+        }
+        if self.scores:
+            data["scores"] = list(self.scores)
         return canonical_json(data).encode()
 
     @staticmethod
@@ -70,11 +80,27 @@ class Kept:
             return Kept(
                 tuple(Digest(name) for name in found["weights"]),
                 None if state is None else Digest(state),
+                tuple(float(score) for score in found.get("scores", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, CheckpointInvalid):
                 raise
             raise CheckpointInvalid("The recovery's checkpoint cannot be read") from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rungs:
+    """Where a training is scored on its way.
+
+    Attributes:
+        steps: Ascending; each counts from the first checkpoint at or after it.
+        score: Takes the state and returns the accuracy of its model; changes nothing.
+        report: Takes the progress, after the checkpoint was kept.
+    """
+
+    steps: tuple[int, ...]
+    score: Callable[[TrainingState], float]
+    report: Callable[[Mapping[str, Any]], None]
 
 
 class KeptRecovery:
@@ -132,16 +158,26 @@ class KeptRecovery:
             logger.warning("training begins anew", extra={"reason": str(error)})
             return None
 
-    def checkpoints(self) -> Checkpoints:
-        """Return when this part's training is kept."""
+    def checkpoints(self, rungs: Rungs | None = None) -> Checkpoints:
+        """Return when this part's training is kept: now and then, and at every rung."""
         last = time.monotonic()
 
         def keep(state: TrainingState) -> None:
             nonlocal last
-            if time.monotonic() - last >= CHECKPOINT_S:
-                digest = self._store.put(state.to_bytes())
-                self._note(dataclasses.replace(self.kept, state=digest))
-                last = time.monotonic()
+            scores = self.kept.scores
+            due = () if rungs is None else rungs.steps[len(scores) :]
+            reached = sum(step <= state.step for step in due)
+            if reached and rungs is not None:
+                scores = (*scores, *[rungs.score(state)] * reached)
+            elif time.monotonic() - last < CHECKPOINT_S:
+                return
+            digest = self._store.put(state.to_bytes())
+            self._note(dataclasses.replace(self.kept, state=digest, scores=scores))
+            last = time.monotonic()
+            for number in range(len(scores) - reached, len(scores)):
+                assert rungs is not None
+                at = {"step": "race", RUNG: number + 1, "of": len(rungs.steps)}
+                rungs.report({**at, SCORE: scores[number]})
 
         return Checkpoints(every_steps=CHECKPOINT_STEPS, keep=keep)
 
@@ -149,7 +185,8 @@ class KeptRecovery:
         """End this part: `model` has its final weights."""
         state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         done = self.kept.weights[: self._part]
-        self._note(Kept((*done, self._store.put(save(state)))))
+        weights = (*done, self._store.put(save(state)))
+        self._note(Kept(weights, scores=self.kept.scores))
 
     def _note(self, kept: Kept) -> None:
         self.kept = kept

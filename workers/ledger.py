@@ -10,8 +10,12 @@ from search.agent import Request, Snapshot
 from search.budget import Spent
 from search.trial import Attempt, Trial
 from workers.executor import Finished
+from workers.memory import Remembered
 
 Wish = Literal["run", "cancel"]
+
+RUNGS = "job.rungs"
+"""Kind of the event that says how far the rungs agree on the order of plans; the newest counts."""
 
 
 class Ledger(Protocol):
@@ -72,6 +76,18 @@ class Ledger(Protocol):
 
     def lost(self, attempt: Attempt, reason: str) -> Trial:
         """Close an attempt whose process died: PROPOSED again, or FAILED with none left."""
+        ...
+
+    def warm_start(self, known: Sequence[Remembered]) -> int:
+        """Write what other jobs have measured as finished proxies of agent `memory`.
+
+        They cost no budget. Done once, with the event `job.warm_start` beside it: again, or after
+        any trial but the dense model's own was proposed, it changes nothing. A plan that the job
+        has a proxy of is left out.
+
+        Returns:
+            How many trials were written.
+        """
         ...
 
     def event(self, kind: str, payload: Mapping[str, Any]) -> None:

@@ -10,9 +10,10 @@ from typing import Literal
 from compression.artifact import Digest
 from search.agent import Agent
 from search.budget import Budget
-from search.trial import FINISHED, SEARCH_FIDELITIES, Fidelity, Trial, TrialState
+from search.trial import FINALIST_AGENT, FINISHED, SEARCH_FIDELITIES, Fidelity, Trial, TrialState
 from workers.executor import CHECKPOINT, Executor, Finished, Lost, Progress, Work
 from workers.ledger import Ledger
+from workers.memory import REMEMBERED, JobMemory
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def run(
     agent_name: str,
     parallelism: int = 1,
     thinking: Callable[[], AbstractContextManager[None]] = nullcontext,
+    memory: JobMemory | None = None,
 ) -> Ending:
     """Run or resume the search phase of a job until its budget is spent.
 
@@ -46,6 +48,7 @@ def run(
         agent_name: Written to the trials.
         parallelism: Trials at once; also bounded by the executor's slots.
         thinking: Entered while the agent computes, so that nothing is timed meanwhile.
+        memory: What is known already; a trial that it answers counts, and takes no time.
 
     Returns:
         Why it ended.
@@ -53,13 +56,13 @@ def run(
     Raises:
         LeaseLost: Another conductor took over; nothing more was written.
     """
-    history = [t for t in ledger.trials() if t.fidelity in TOLD]
+    history = [t for t in ledger.trials() if t.fidelity in TOLD and t.agent != FINALIST_AGENT]
     snapshot = ledger.snapshot()
     if snapshot is not None:
         agent.restore(snapshot)
     finished = (t for t in history if t.state in FINISHED)
-    for known in sorted(finished, key=lambda t: t.recorded or 0):
-        agent.tell([known])
+    for trial in sorted(finished, key=lambda t: t.recorded or 0):
+        agent.tell([trial])
     mine = [t for t in history if t.agent == agent_name]
     queue = [t for t in mine if t.state not in FINISHED]
     proposed = _counted(mine)
@@ -81,19 +84,28 @@ def run(
                 new = ledger.propose(requests, agent=agent_name, snapshot=agent.snapshot())
                 proposed += _counted(new)
                 queue += [t for t in new if t.state is TrialState.PROPOSED]
+        at_once = False
         while queue and running < lanes and not over:
             first = queue.pop(0)
-            executor.submit(Work(trial=first, attempt=ledger.start(first)))
-            running += 1
+            work = Work(trial=first, attempt=ledger.start(first))
+            known = answered(work, ledger, memory)
+            if known is None:
+                executor.submit(work)
+                running += 1
+            else:
+                agent.tell([known])
+                at_once, waiting = True, False
+        if at_once:
+            continue
         if running == 0:
             return "budget" if over or budget.trials_left(proposed) == 0 else "exhausted"
-        for trial in collect(executor, ledger):
+        for ended in collect(executor, ledger, memory):
             running -= 1
             waiting = False
-            if trial is not None and trial.state in FINISHED:
-                agent.tell([trial])
-            elif trial is not None:
-                queue.append(trial)
+            if ended is not None and ended.state in FINISHED:
+                agent.tell([ended])
+            elif ended is not None:
+                queue.append(ended)
 
 
 def _counted(trials: Sequence[Trial]) -> int:
@@ -101,7 +113,24 @@ def _counted(trials: Sequence[Trial]) -> int:
     return sum(trial.fidelity in SEARCH_FIDELITIES for trial in trials)
 
 
-def collect(executor: Executor, ledger: Ledger) -> list[Trial | None]:
+def answered(work: Work, ledger: Ledger, memory: JobMemory | None) -> Trial | None:
+    """Record what is known to come of a trial; None where it must be evaluated."""
+    known = None if memory is None else memory.recall(work.trial)
+    if known is None:
+        return None
+    return ledger.record(
+        Finished(
+            work=work,
+            outcome=known.outcome,
+            artifacts=known.artifacts,
+            seconds={REMEMBERED: 0.0},
+        )
+    )
+
+
+def collect(
+    executor: Executor, ledger: Ledger, memory: JobMemory | None = None
+) -> list[Trial | None]:
     """Record what came in; return one entry per ended attempt: its trial as it now stands.
 
     An entry is None where the ledger dropped the result, because the trial has a newer attempt.
@@ -110,7 +139,10 @@ def collect(executor: Executor, ledger: Ledger) -> list[Trial | None]:
     for report in executor.wait(WAIT_S):
         match report:
             case Finished():
-                ended.append(ledger.record(report))
+                recorded = ledger.record(report)
+                if recorded is not None and memory is not None:
+                    memory.keep(report)
+                ended.append(recorded)
             case Lost(work=work, reason=reason):
                 logger.warning("attempt lost", extra={"trial": work.trial.id, "reason": reason})
                 ended.append(ledger.lost(work.attempt, reason))
@@ -127,6 +159,7 @@ def run_all(
     ledger: Ledger,
     *,
     parallelism: int,
+    memory: JobMemory | None = None,
 ) -> list[Trial]:
     """Run given trials to their end, without an agent: finalists and confirmations.
 
@@ -135,6 +168,7 @@ def run_all(
         executor: Idle.
         ledger: Of this job.
         parallelism: Trials at once.
+        memory: What is known already.
 
     Returns:
         The trials that finished, in the given order; all of them unless the job was cancelled.
@@ -147,10 +181,15 @@ def run_all(
         if ledger.wish() == "cancel":
             break
         while queue and running < lanes:
-            waiting = queue.pop(0)
-            executor.submit(Work(trial=waiting, attempt=ledger.start(waiting)))
-            running += 1
-        for trial in collect(executor, ledger):
+            first = queue.pop(0)
+            work = Work(trial=first, attempt=ledger.start(first))
+            known = answered(work, ledger, memory)
+            if known is None:
+                executor.submit(work)
+                running += 1
+            else:
+                done[known.id] = known
+        for trial in collect(executor, ledger, memory) if running else ():
             running -= 1
             if trial is not None and trial.state in FINISHED:
                 done[trial.id] = trial

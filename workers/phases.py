@@ -19,7 +19,14 @@ from compression.plan import Plan
 from compression.surveyed import Survey
 from search import catalogue
 from search.agent import Evaluate, Request
-from search.finalists import before_recovery, choose_finalists, price_of_relaxing
+from search.finalists import (
+    before_recovery,
+    choose_finalists,
+    compared_accuracy,
+    price_of_relaxing,
+    rank_correlations,
+    rivals,
+)
 from search.front import ParetoFront, hypervolume, nearest
 from search.measurement import Failed, Infeasible, Measured, Measurement
 from search.problem import Problem
@@ -34,7 +41,9 @@ from workers import loop
 from workers.errors import WorkerError
 from workers.executor import Executor
 from workers.job import JobSpec
-from workers.ledger import Ledger
+from workers.ledger import RUNGS, Ledger
+from workers.memory import JobMemory
+from workers.race import Race
 from workers.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -80,6 +89,8 @@ class JobRun:
         store: Where manifests are read.
         thinking: Entered while the agent computes.
         finalizing: Called once when the search is over and finalists begin.
+        memory: What other jobs have evaluated; None to evaluate everything.
+        race: Recovers finalists where the job wants them to race; None: all run to their end.
     """
 
     spec: JobSpec
@@ -89,6 +100,8 @@ class JobRun:
     store: ArtifactStore
     thinking: Callable[[], AbstractContextManager[None]] = nullcontext
     finalizing: Callable[[], None] = lambda: None
+    memory: JobMemory | None = None
+    race: Race | None = None
 
 
 def run_job(run: JobRun) -> JobEnd:
@@ -103,6 +116,8 @@ def run_job(run: JobRun) -> JobEnd:
         return JobEnd(outcome="cancelled")
     problem = _problem(run, baseline)
     searched = before_recovery(problem) if run.spec.recovery.epochs > 0 else problem
+    if run.memory is not None:
+        run.ledger.warm_start(run.memory.warm(problem.space))
     agent = catalogue.create(run.spec.agent, searched, run.spec.agent_options)
     ending = loop.run(
         agent,
@@ -112,6 +127,7 @@ def run_job(run: JobRun) -> JobEnd:
         agent_name=run.spec.agent,
         parallelism=run.spec.parallelism,
         thinking=run.thinking,
+        memory=run.memory,
     )
     if ending == "cancelled":
         return JobEnd(outcome="cancelled")
@@ -144,7 +160,7 @@ def _finals(run: JobRun, searched: Problem) -> JobEnd:
     proxies = [
         t
         for t in run.ledger.trials()
-        if t.fidelity in SEARCH_FIDELITIES and t.agent != BASELINE_AGENT
+        if t.fidelity in SEARCH_FIDELITIES and t.agent not in (BASELINE_AGENT, FINALIST_AGENT)
     ]
     tried: frozenset[str] = frozenset()
     recovered: list[Trial] = []
@@ -152,11 +168,12 @@ def _finals(run: JobRun, searched: Problem) -> JobEnd:
     full_problem = _problem(run, base_full)
     test_problem = _problem(run, base_test)
     for _ in range(FINALIST_ROUNDS):
-        chosen = choose_finalists(searched, proxies, run.spec.recovery.finalists, tried)
+        pool = _promoted(run, searched, proxies, tried)
+        if pool is None:
+            return JobEnd(outcome="cancelled")
+        chosen = choose_finalists(searched, pool, run.spec.recovery.finalists, tried)
         tried |= {t.plan.digest for t in chosen}
-        ended = _run(
-            run, [Evaluate(plan=t.plan, fidelity=Fidelity.FULL, base=t.base) for t in chosen]
-        )
+        ended = _recovered(run, searched, chosen)
         if ended is None:
             return JobEnd(outcome="cancelled")
         recovered += ended
@@ -173,6 +190,7 @@ def _finals(run: JobRun, searched: Problem) -> JobEnd:
         held = any(unseen.feasible(_measured(t)) for t in confirmed if _is_measured(t))
         if held or len(chosen) < run.spec.recovery.finalists:
             break
+    _compare_rungs(run)
     if front.members:
         losses = [test_problem.losses(_measured(t)) for t in front.members]
         return JobEnd(
@@ -193,6 +211,43 @@ def _finals(run: JobRun, searched: Problem) -> JobEnd:
                 binding=tuple(prices),
             )
     return JobEnd(outcome="infeasible", baseline=base_test)
+
+
+def _promoted(
+    run: JobRun, searched: Problem, proxies: Sequence[Trial], tried: frozenset[str]
+) -> Sequence[Trial] | None:
+    """Return the trials that finalists are chosen from; None when cancelled.
+
+    With `short_finalists` these are the best of the search at the short rung.
+    """
+    wanted = run.spec.recovery.short_finalists
+    if not wanted:
+        return proxies
+    best = choose_finalists(searched, proxies, max(wanted, run.spec.recovery.finalists), tried)
+    return _run(run, [Evaluate(plan=t.plan, fidelity=Fidelity.SHORT, base=t.base) for t in best])
+
+
+def _recovered(run: JobRun, searched: Problem, chosen: Sequence[Trial]) -> list[Trial] | None:
+    """Recover the chosen trials in full, in a race where one is wanted; None when cancelled."""
+    orders = [Evaluate(plan=t.plan, fidelity=Fidelity.FULL, base=t.base) for t in chosen]
+    metric = compared_accuracy(run.spec.objectives, run.spec.constraints)
+    if run.race is None or not run.spec.recovery.raced or metric is None or len(chosen) < 2:
+        return _run(run, orders)
+    trials = run.ledger.propose(orders, agent=FINALIST_AGENT, snapshot=None)
+    may_outrun = {
+        trial.id: frozenset(trials[other].id for other in others)
+        for trial, others in zip(trials, rivals(searched, chosen), strict=True)
+    }
+    ended = run.race.run(trials, may_outrun, run.ledger, run.memory)
+    return ended if len(ended) == len(trials) else None
+
+
+def _compare_rungs(run: JobRun) -> None:
+    """Tell how far cheap scores order plans as dear ones do."""
+    metric = compared_accuracy(run.spec.objectives, run.spec.constraints)
+    if metric is not None:
+        found = rank_correlations(metric, run.ledger.trials())
+        run.ledger.event(RUNGS, {"metric": metric, "rank_correlation": found})
 
 
 def relative_hypervolume(losses: Sequence[tuple[float, ...]], baseline: tuple[float, ...]) -> float:
@@ -236,7 +291,13 @@ def _run(
     if not requests:
         return []
     trials = run.ledger.propose(requests, agent=agent, snapshot=None)
-    ended = loop.run_all(trials, run.executor, run.ledger, parallelism=run.spec.parallelism)
+    ended = loop.run_all(
+        trials,
+        run.executor,
+        run.ledger,
+        parallelism=run.spec.parallelism,
+        memory=run.memory,
+    )
     return ended if len(ended) == len(trials) else None
 
 

@@ -69,7 +69,7 @@ class RayExecutor:
     ) -> None:
         self.slots = slots
         self.cluster = RayCluster(slots, address=ray_address, temp_dir=temp_dir)
-        self._arguments = (factory, spec, store_url, str(quiet_folder))
+        self.arguments = (factory, spec, store_url, str(quiet_folder))
         self._running: list[_Slot] = []
         self._idle: list[Any] = []
         self._lost: list[Report] = []
@@ -179,7 +179,7 @@ class RayExecutor:
             concurrency_groups={PROGRESS_GROUP: 1},
             runtime_env={"env_vars": dict(ENVIRONMENT)},
         )(RayWorker)
-        return kind.remote(*self._arguments)
+        return kind.remote(*self.arguments)
 
 
 def _kill(actor: Any) -> None:

@@ -34,6 +34,18 @@ class Answer:
     progress: Progresses
 
 
+def runner_of(factory: str, spec: JobSpec, store_url: str, quiet_folder: str) -> Runner:
+    """Return a runner that never raises; see `RayWorker` for the arguments."""
+
+    def build() -> Runner:
+        module, _, attribute = factory.partition(":")
+        make = getattr(importlib.import_module(module), attribute)
+        runner: Runner = make(spec, store_url, quiet_folder)
+        return runner
+
+    return guarded(build)
+
+
 class RayWorker:
     """The actor's class. `run` is called once at a time, `drain` and `pid` at any time.
 
@@ -46,13 +58,7 @@ class RayWorker:
     """
 
     def __init__(self, factory: str, spec: JobSpec, store_url: str, quiet_folder: str) -> None:
-        def build() -> Runner:
-            module, _, attribute = factory.partition(":")
-            make = getattr(importlib.import_module(module), attribute)
-            runner: Runner = make(spec, store_url, quiet_folder)
-            return runner
-
-        self._run = guarded(build)
+        self._run = runner_of(factory, spec, store_url, quiet_folder)
         self._progress: list[Mapping[str, Any]] = []
         self._lock = threading.Lock()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,10 +18,14 @@ from compression.decisions import PruneChannels
 from compression.errors import NotCertified
 from compression.plan import Plan
 from compression.recover.training import Recipe, TrainingData, train
+from compression.recover.training_state import TrainingState
+from search.finalists import compared_accuracy
 from search.trial import Fidelity, Trial
 from workers.bases import Start
 from workers.context import JobContext
-from workers.kept_recovery import KeptRecovery
+from workers.kept_recovery import KeptRecovery, Rungs
+from workers.meters.accuracy import accuracy
+from workers.race import rung_shares
 from workers.recovery_recipe import quantization_hooks
 from workers.steps import Steps
 
@@ -144,7 +149,9 @@ def recovered_model(
                 note(applied.stages[-1].kind, context.score_module(applied.model, images))
         if recipe.epochs > 0:
             scaled = dataclasses.replace(recipe, epochs=share * recipe.epochs)
-            recover(applied, scaled, trial, context, steps, report, kept)
+            # A part that only follows codes is short, and compares with no other trial's first.
+            rungs = _rungs(applied, context, report) if plan is first else None
+            recover(applied, scaled, trial, context, steps, report, kept, rungs)
             with steps.step("score"):
                 note("recover", context.score_module(applied.model, images))
     assert applied is not None
@@ -179,6 +186,7 @@ def recover(
     steps: Steps,
     report: Report,
     kept: KeptRecovery | None = None,
+    rungs: Rungs | None = None,
 ) -> None:
     """Train the model in place by the recipe, keeping zeros and shared values as they are.
 
@@ -191,6 +199,7 @@ def recover(
         report: Takes progress.
         kept: How far earlier attempts came, and where this one's checkpoints go; None: the
             training is too short to be worth any.
+        rungs: Where the race looks at the training; None: nowhere.
     """
     model = applied.model
     if kept is not None and kept.enter(model, context.backend):
@@ -220,12 +229,39 @@ def recover(
                 *applied.invariants(),
                 *quantization_hooks(trial.plan, applied, context.spec.recovery),
             ),
-            checkpoints=None if kept is None else kept.checkpoints(),
+            checkpoints=None if kept is None else kept.checkpoints(rungs),
             state=None if kept is None else kept.state(),
         )
         context.recalibrate(model)
     if kept is not None:
         kept.leave(model)
+
+
+def _rungs(applied: Applied, context: JobContext, report: Report) -> Rungs | None:
+    """Return where and how the finalists' race looks at a training; None without one."""
+    spec = context.spec
+    metric = compared_accuracy(spec.objectives, spec.constraints)
+    if not spec.recovery.raced or metric is None:
+        return None
+    images, labels = context.part(Fidelity.FULL)
+    total = full_recipe(context).total_steps(len(context.data.part("train")[0]))
+    untrained = copy.deepcopy(applied.model)
+
+    def score(state: TrainingState) -> float:
+        model = copy.deepcopy(untrained)
+        model.load_state_dict(state.part("model"))
+        model.eval()
+        # The training goes on as if nobody had looked.
+        with torch.random.fork_rng(devices=[]):
+            context.recalibrate(model)
+            logits = context.score_module(model, images)
+        readings = accuracy(logits, labels, context.dense_logits(Fidelity.FULL), "search")
+        return next(reading.value for reading in readings if reading.metric == metric)
+
+    shares = rung_shares(spec.recovery.race_reduction)
+    return Rungs(
+        steps=tuple(math.ceil(share * total) for share in shares), score=score, report=report
+    )
 
 
 def _breathe(context: JobContext) -> None:

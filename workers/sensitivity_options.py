@@ -15,7 +15,7 @@ VERSION = 1
 """Part of a profile's name in storage; raise it when options or their measurement change."""
 
 MAX_OPTIONS = 60
-MAX_SECONDS = 60.0
+MAX_SECONDS = 30.0
 MAX_IMAGES = 500
 
 KEEP_RATIOS = (0.5, 0.25, 0.75)

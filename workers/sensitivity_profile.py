@@ -1,8 +1,11 @@
-"""Process: measures what single decisions do to one model, within a minute; prints JSON.
+"""Process: measures what single decisions do to one model, in half a minute; prints JSON.
 
-A process of its own, at low priority and under the rules of the quiet node, so that the job that
-runs meanwhile hardly notices. Usage: `python -m workers.sensitivity_profile STORE_URL < request`,
-a request being what `service.profiler` writes.
+A process of its own under the rules of the quiet node: between two options it lets a stopwatch
+through. Its priority is that of all others, since a process that is starved while it computes
+would keep the stopwatch waiting.
+
+Usage: `python -m workers.sensitivity_profile STORE_URL < request`, a request being what
+`service.profiler` writes.
 """
 
 from __future__ import annotations
@@ -61,7 +64,6 @@ RANGE_IMAGES = 128
 PASSES = 3.0
 """Forward passes of the dense model that one option costs, surgery included."""
 
-NICE = 10
 
 UNMEASURABLE: tuple[type[Exception], ...] = (CompressionError, *RUNTIME_ERRORS)
 
@@ -244,7 +246,6 @@ def run(
 def main() -> None:
     """Read the request from standard input; print `{"ok": profile}` or `{"refused": reason}`."""
     logging.basicConfig(level=logging.WARNING)
-    os.nice(NICE)
     torch.set_num_threads(1)
     parent = os.getppid()
     request = json.load(sys.stdin)

@@ -19,13 +19,15 @@ from service.api.conditional import conditional
 from service.api.deps import PrincipalDep, ServicesDep
 from service.api.schemas.trials import FrontOut, MemberOut, SelectIn, SelectOut
 from service.api.trials import stored_baseline
-from service.db import artifacts, fronts, jobs, models, trials
+from service.db import artifacts, events, fronts, jobs, models, trials
+from service.db.events import StoredEvent
 from service.db.fronts import StoredFront
 from service.db.jobs import StoredJob
 from service.errors import Fault, IllegalState, SpecInvalid
 from service.job_spec import check_constraints, check_objective
 from service.standing import main_device, named_readings, problem_at, provisional_front
 from workers.job import JobSpec
+from workers.ledger import RUNGS
 
 router = APIRouter(prefix="/jobs", tags=["fronts"])
 
@@ -75,7 +77,9 @@ def _near(point: Mapping[str, Any], device: str | None) -> MemberOut:
     )
 
 
-def _published(job: StoredJob, stored: StoredFront, device: str | None) -> FrontOut:
+def _published(
+    job: StoredJob, stored: StoredFront, device: str | None, rungs: StoredEvent | None
+) -> FrontOut:
     front = stored.front
     return FrontOut.model_validate(
         {
@@ -92,6 +96,7 @@ def _published(job: StoredJob, stored: StoredFront, device: str | None) -> Front
             ],
             "nearest": [_near(point, device) for point in front.nearest],
             "binding_constraints": [dict(row) for row in front.binding],
+            "rank_correlation": rungs.payload["rank_correlation"] if rungs else {},
         }
     )
 
@@ -107,7 +112,7 @@ def get_front(
         device = main_device(spec)
         stored = fronts.latest(session, job_id)
         if stored is not None:
-            body = _published(job, stored, device)
+            body = _published(job, stored, device, events.newest(session, job_id, RUNGS))
         else:
             survey = models.survey(session, job.model_id)
             assert survey is not None, f"job {job_id} has a model without a survey"
@@ -127,6 +132,7 @@ def get_front(
                     "members": _members(session, found.members, device),
                     "nearest": _members(session, found.nearest, device),
                     "binding_constraints": [],
+                    "rank_correlation": {},
                 }
             )
     return conditional(request, response, body)

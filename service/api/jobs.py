@@ -53,8 +53,8 @@ def _phases(moves: list[Transition]) -> list[JobPhase]:
     ]
 
 
-def job_out(stored: StoredJob, counts: Counts, moves: list[Transition]) -> JobOut:
-    """Return a stored job as it is answered."""
+def job_out(stored: StoredJob, counts: Counts, moves: list[Transition], warm: int) -> JobOut:
+    """Return a stored job as it is answered; `warm` is how many trials it began with."""
     path = f"/api/v1/jobs/{stored.id}"
     # Where the operator keeps users' code is the operator's business.
     spec = {key: value for key, value in stored.spec.items() if key != "code_dir"}
@@ -72,6 +72,7 @@ def job_out(stored: StoredJob, counts: Counts, moves: list[Transition]) -> JobOu
         ended_at=stored.ended_at,
         spec=spec,
         progress=_progress(stored, counts),
+        warm_trials=warm,
         phases=_phases(moves),
         links={
             "self": path,
@@ -81,6 +82,12 @@ def job_out(stored: StoredJob, counts: Counts, moves: list[Transition]) -> JobOu
             "layers": f"{path}/analysis/layers",
         },
     )
+
+
+def _answer(session: Any, stored: StoredJob) -> JobOut:
+    counts = trials.counts(session, [stored.id])[stored.id]
+    moves = list(jobs.transitions(session, stored.id))
+    return job_out(stored, counts, moves, trials.warm(session, stored.id))
 
 
 def preview_out(intake: Intake) -> PreviewOut:
@@ -143,7 +150,7 @@ def create_job(
             job_id=job_id,
         )
         moves = list(jobs.transitions(session, job_id))
-        return job_out(stored, {}, moves), {"Location": f"/api/v1/jobs/{job_id}"}
+        return job_out(stored, {}, moves, 0), {"Location": f"/api/v1/jobs/{job_id}"}
 
     return once.answer(digest, 202, create)
 
@@ -204,9 +211,7 @@ def get_job(
 
     def load() -> JobOut:
         with parts.database.read() as session:
-            stored = jobs.get(session, job_id)
-            counts = trials.counts(session, [job_id])[job_id]
-            return job_out(stored, counts, list(jobs.transitions(session, job_id)))
+            return _answer(session, jobs.get(session, job_id))
 
     found = wait_until(parts, response, wait, load, lambda job: job.state in ENDED)
     return conditional(request, response, found)
@@ -224,5 +229,4 @@ def cancel_job(job_id: str, parts: ServicesDep, who: PrincipalDep) -> JobOut:
                 f"Job {job_id} is {state}; only a job that has not ended can be cancelled",
                 extra={"state": state},
             ) from error
-        counts = trials.counts(session, [job_id])[job_id]
-        return job_out(stored, counts, list(jobs.transitions(session, job_id)))
+        return _answer(session, stored)

@@ -63,6 +63,7 @@ def trial_out(spec: JobSpec, stored: StoredTrial, baseline: Measurement | None) 
             "readings": named_readings(stored.readings, main_device(spec)),
             "found": dict(trial.outcome.found) if isinstance(trial.outcome, Measured) else {},
             "failure": outcome_to_json(trial.outcome) if failed and trial.outcome else None,
+            "remembered": stored.remembered,
             "attempts": [
                 AttemptOut(
                     id=attempt.id,

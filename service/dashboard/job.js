@@ -63,6 +63,8 @@ function heading(job, onCancel) {
     element("h1", {}, job.name || job.id),
     element("p", {}, stateWords(job), " · ", progressBar(job), " · ",
       element("code", {}, job.id), " ", cancel),
+    job.warm_trials ? element("p", { class: "faint" },
+      `Started warm: ${job.warm_trials} trials are known from earlier jobs.`) : null,
     job.problem ? element("p", { class: "notice", role: "alert" },
       job.problem.detail || job.problem.title || "The job failed.") : null,
   ].filter(Boolean);
@@ -97,6 +99,7 @@ class Page {
       element("h2", {}, "Trials"), this.trials,
       element("h2", {}, "Layers"), this.layers.node);
     this.changed = new Set();
+    this.reload = false;
     this.timer = 0;
   }
 
@@ -111,11 +114,13 @@ class Page {
   /** Ask again for what changed, then show it; events that come meanwhile wait for the next turn. */
   async refresh() {
     const ids = [...this.changed];
-    const trials = ids.length > MAX_SINGLE
+    const all = this.reload;
+    const trials = all || ids.length > MAX_SINGLE
       ? await getAll(`${this.path}/trials`)
       : await Promise.all(ids.map((id) => get(`/trials/${encodeURIComponent(id)}`)));
     // Only what was read is done with; a failed request asks for it again.
     for (const id of ids) this.changed.delete(id);
+    if (all) this.reload = false;
     for (const trial of trials) this.state.trials.set(trial.id, trial);
     [this.state.job, this.state.front] = await Promise.all([get(this.path), get(`${this.path}/front`)]);
     if (!this.signal.aborted) await this.show();
@@ -124,6 +129,7 @@ class Page {
   onEvent(event) {
     const payload = event.data.payload ?? event.data;
     if (payload.trial_id && event.kind !== "trial.progress") this.changed.add(payload.trial_id);
+    if (event.kind === "job.warm_start") this.reload = true;
     this.soon();
     return event.kind.startsWith("job.") && ENDED.has(payload.state) ? "end" : "go on";
   }

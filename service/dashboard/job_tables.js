@@ -76,7 +76,8 @@ export function trialTable(trials) {
   const columns = columnsOf(shown.map((t) => t.readings));
   const rows = shown.map((t) => ({
     cells: [
-      String(t.number), t.state, t.fidelity, t.agent ?? "", bounds(t),
+      String(t.number), t.remembered ? `${t.state}, known before` : t.state, t.fidelity, t.agent ?? "",
+      bounds(t),
       ...columns.map((c) => cell(t.readings, c.key)),
     ],
   }));

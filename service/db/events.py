@@ -70,10 +70,26 @@ def after(
         .order_by(EventRow.seq)
         .limit(limit)
     )
-    return [
-        StoredEvent(job_id=r.job_id, seq=r.seq, kind=r.kind, payload=r.payload, at=r.at)
-        for r in rows
-    ]
+    return [_stored(row) for row in rows]
+
+
+def newest(session: Session, job_id: str, kind: str) -> StoredEvent | None:
+    """Return the job's last event of a kind; None where there is none."""
+    row = session.scalars(
+        select(EventRow)
+        .where(EventRow.job_id == job_id, EventRow.kind == kind)
+        .order_by(EventRow.seq.desc())
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    return _stored(row)
+
+
+def _stored(row: EventRow) -> StoredEvent:
+    return StoredEvent(
+        job_id=row.job_id, seq=row.seq, kind=row.kind, payload=row.payload, at=row.at
+    )
 
 
 def _finite(value: Any) -> Any:

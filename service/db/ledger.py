@@ -15,6 +15,7 @@ from search.agent import Request, Snapshot
 from search.budget import Spent
 from search.measurement import Failed
 from search.trial import (
+    BASELINE_AGENT,
     MAX_ATTEMPTS,
     Attempt,
     AttemptState,
@@ -29,6 +30,7 @@ from service.db.session import Database
 from service.db.tables import AttemptRow, JobRow, TrialRow
 from workers.executor import Finished
 from workers.ledger import Wish
+from workers.memory import Remembered
 
 TIMING_STEP = "time"
 """The step whose seconds are spent on a device."""
@@ -242,6 +244,20 @@ class SqlLedger:
             for row in rows:
                 trial_moves.lose(session, job, row, row.attempts[-1], reason, now)
             return [trials.trial_of(row) for row in rows]
+
+    def warm_start(self, known: Sequence[Remembered]) -> int:
+        """See `Ledger`. One transaction: a conductor that dies in it leaves nothing of it."""
+        with self.fenced() as session:
+            job = self._locked_job(session)
+            begun = events.newest(session, job.id, trial_moves.WARM_START)
+            searched = session.scalars(
+                select(TrialRow.id)
+                .where(TrialRow.job_id == job.id, TrialRow.agent != BASELINE_AGENT)
+                .limit(1)
+            ).first()
+            if begun is not None or searched is not None:
+                return 0
+            return trial_moves.remember(session, job, known, self._clock())
 
     def event(self, kind: str, payload: Mapping[str, Any]) -> None:
         """See `Ledger`."""

@@ -382,3 +382,18 @@ class SensitivityRow(Tables):
     problem: Mapped[str | None]
     created_at: Mapped[Moment]
     updated_at: Mapped[Moment]
+
+
+class EvaluationRow(Tables):
+    """What came of a plan in circumstances that jobs share; see `workers.memory`."""
+
+    __tablename__ = "evaluations"
+    circumstances: Mapped[str] = mapped_column(String(DIGEST_CHARS), primary_key=True)
+    plan_digest: Mapped[str] = mapped_column(String(DIGEST_CHARS), primary_key=True)
+    plan: Mapped[JsonObject]
+    outcome: Mapped[JsonObject]
+    artifacts: Mapped[JsonObject]
+    devices: Mapped[JsonObject]
+    trial_id: Mapped[str] = mapped_column(String(ID_CHARS))
+    known_at: Mapped[Moment]
+    __table_args__ = (Index("ix_evaluations_circumstances_known_at", "circumstances", "known_at"),)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Sequence
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from search.agent import Prepare, Request
+from search.agent import Evaluate, Prepare, Request
 from search.measurement import Failed, Measured, Outcome, outcome_to_json
 from search.trial import (
     BASELINE_AGENT,
+    FINALIST_AGENT,
     MAX_ATTEMPTS,
+    MEMORY_AGENT,
     SEARCH_FIDELITIES,
     AttemptState,
     Fidelity,
@@ -22,10 +26,14 @@ from search.trial import (
 from service.db import events, trials
 from service.db.columns import new_id
 from service.db.tables import AttemptRow, JobRow, TrialRow
+from workers.memory import Remembered
 
 Key = tuple[str, Fidelity, str, str]
 """Plan digest, fidelity, base (empty: the job's model) and preparation (empty: none); unique
 within a job."""
+
+WARM_START = "job.warm_start"
+"""Kind of the event that tells how many trials a job began with; at most one in a job."""
 
 REASON_CHARS = 500
 """Of a failure's text in an event; the attempt keeps all of it."""
@@ -48,6 +56,42 @@ def propose(
     session: Session, job: JobRow, request: Request, agent: str, now: datetime.datetime
 ) -> TrialRow:
     """Write a new trial under the job's next number."""
+    row = _new_row(job, request, agent, now)
+    session.add(row)
+    session.flush()
+    note(session, "trial.proposed", row, agent=agent, plan_digest=row.plan_digest)
+    return row
+
+
+def remember(
+    session: Session, job: JobRow, known: Sequence[Remembered], now: datetime.datetime
+) -> int:
+    """Write what other jobs have measured as finished proxies; return how many were new here.
+
+    One event tells of all of them: nothing has happened to any.
+    """
+    fidelity = Fidelity.PROXY
+    digests = select(TrialRow.plan_digest).where(
+        TrialRow.job_id == job.id, TrialRow.fidelity == fidelity, TrialRow.base == ""
+    )
+    have = set(session.scalars(digests))
+    written = 0
+    for item in known:
+        if item.plan.digest in have:
+            continue
+        have.add(item.plan.digest)
+        row = _new_row(job, Evaluate(plan=item.plan, fidelity=fidelity), MEMORY_AGENT, now)
+        row.state = TrialState.RUNNING
+        _finish(job, row, item.outcome, now)
+        session.add(row)
+        written += 1
+    session.flush()
+    events.append(session, job.id, WARM_START, {"trials": written})
+    return written
+
+
+def _new_row(job: JobRow, request: Request, agent: str, now: datetime.datetime) -> TrialRow:
+    """Return a trial under the job's next number, not yet in any session."""
     plan_digest, fidelity, base, preparation_key = key_of(request)
     preparation = request.preparation.to_json() if isinstance(request, Prepare) else None
     row = TrialRow(
@@ -67,9 +111,6 @@ def propose(
         proposed_at=now,
     )
     job.next_number += 1
-    session.add(row)
-    session.flush()
-    note(session, "trial.proposed", row, agent=agent, plan_digest=plan_digest)
     return row
 
 
@@ -111,12 +152,19 @@ def settle(
     session: Session, job: JobRow, row: TrialRow, outcome: Outcome, now: datetime.datetime
 ) -> None:
     """Write a trial's outcome, its place in the order of recording, and what it counts."""
+    _finish(job, row, outcome, now)
+    session.flush()
+    note(session, "trial.finished", row, recorded=row.recorded)
+
+
+def _finish(job: JobRow, row: TrialRow, outcome: Outcome, now: datetime.datetime) -> None:
     after = state_of(outcome)
     check_transition(row.state, after)
     row.state, row.finished_at = after, now
     row.recorded = job.next_recorded
     job.next_recorded += 1
-    if row.fidelity in SEARCH_FIDELITIES and row.agent != BASELINE_AGENT:
+    free = row.agent in (BASELINE_AGENT, MEMORY_AGENT, FINALIST_AGENT)
+    if row.fidelity in SEARCH_FIDELITIES and not free:
         job.spent_trials += 1
     if isinstance(outcome, Measured):
         row.found = dict(outcome.found) or None
@@ -124,8 +172,6 @@ def settle(
         row.readings = [trials.reading_row(row.id, i, r) for i, r in enumerate(readings)]
     else:
         row.failure = outcome_to_json(outcome)
-    session.flush()
-    note(session, "trial.finished", row, recorded=row.recorded)
 
 
 def note(session: Session, kind: str, row: TrialRow, **more: int | str | None) -> None:

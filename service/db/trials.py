@@ -13,12 +13,20 @@ from sqlalchemy.orm import Session, selectinload
 from compression.artifact import Digest
 from compression.plan import Plan
 from search.measurement import Interval, Measured, Measurement, Outcome, Reading, outcome_from_json
-from search.trial import AttemptState, Fidelity, Preparation, Trial, TrialState
+from search.trial import (
+    MEMORY_AGENT,
+    AttemptState,
+    Fidelity,
+    Preparation,
+    Trial,
+    TrialState,
+)
 from service.db import artifacts
 from service.db.columns import utc_now
 from service.db.errors import NotFound
 from service.db.page import Page, check_limit, decode_cursor, encode_cursor
 from service.db.tables import AttemptRow, ReadingRow, TrialRow
+from workers.memory import REMEMBERED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +89,12 @@ class StoredTrial:
         outcome = self.trial.outcome
         return outcome.measurement.readings if isinstance(outcome, Measured) else ()
 
+    @property
+    def remembered(self) -> bool:
+        """Whether its outcome is that of an earlier job's trial."""
+        known = any(REMEMBERED in attempt.seconds for attempt in self.attempts)
+        return known or self.trial.agent == MEMORY_AGENT
+
 
 def get(session: Session, trial_id: str) -> StoredTrial:
     """Return a trial.
@@ -141,6 +155,12 @@ def counts(session: Session, job_ids: Sequence[str]) -> Mapping[str, Mapping[Tri
     for job_id, state, count in rows:
         table[job_id][state] = count
     return table
+
+
+def warm(session: Session, job_id: str) -> int:
+    """Return how many trials a job began with, measured in earlier jobs."""
+    mine = (TrialRow.job_id == job_id, TrialRow.agent == MEMORY_AGENT)
+    return session.scalar(select(func.count()).select_from(TrialRow).where(*mine)) or 0
 
 
 def cancel_open(session: Session, job_id: str) -> int:

@@ -47,6 +47,8 @@ def job(model_id: str, dataset_id: str) -> dict[str, Any]:
         "budget": {"trials": TRIALS},
         "parallelism": 1,
         "seed": 3,
+        # Both jobs are to evaluate everything.
+        "memory": False,
     }
 
 

@@ -27,7 +27,7 @@ import json, sys
 import compression.artifact, compression.cost, compression.methods, compression.plan
 import compression.site, compression.space, compression.surveyed
 import search.agent, search.catalogue, search.front, search.problem, search.trial
-import workers.executor, workers.job, workers.ledger, workers.loop, workers.store
+import workers.executor, workers.job, workers.ledger, workers.loop, workers.memory, workers.store
 print(json.dumps({"modules": sorted({m.partition(".")[0] for m in sys.modules})}))
 """
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
+from compression.artifact import Digest
 from compression.plan import Plan
-from search.finalists import before_recovery, choose_finalists, price_of_relaxing
-from search.measurement import Failed, Measured
-from search.trial import Fidelity, Trial, TrialState
+from search.finalists import (
+    before_recovery,
+    choose_finalists,
+    compared_accuracy,
+    price_of_relaxing,
+    rank_correlations,
+    rivals,
+    spearman,
+)
+from search.measurement import Failed, Measured, Measurement, Reading
+from search.trial import BASELINE_AGENT, Fidelity, Trial, TrialState
 from tests.synthetic import LATENCY, TOP1, Net, latency_at_most, macs_at_most, top1_at_least
 
 NET = Net(d=4)
@@ -95,3 +105,59 @@ def test_bounds_that_exclude_each_other_are_both_named() -> None:
 def test_a_met_job_has_no_price() -> None:
     assert price_of_relaxing(NET.problem([macs_at_most(1.0)]), trials(1.0)) == []
     assert Plan() == NET.space.decode(NET.space.dense())
+
+
+def scored(plan_of: float, fidelity: Fidelity, top1: float, **changes: Any) -> Trial:
+    (trial,) = trials(plan_of)
+    reading = Reading(metric="top1", value=top1, low=top1, high=top1, n=100)
+    outcome = Measured(Measurement((reading,)))
+    return dataclasses.replace(trial, fidelity=fidelity, outcome=outcome, **changes)
+
+
+def test_a_plan_scored_at_two_rungs_is_recovered_once() -> None:
+    (one,) = trials(0.5)
+    again = dataclasses.replace(one, id="trl_8", fidelity=Fidelity.SHORT)
+    assert len(choose_finalists(NET.problem(), [one, again], 4)) == 1
+
+
+def test_spearman_in_closed_form() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    # 1 - 6 * sum(d^2) / (n (n^2 - 1)), d = (0, 1, -1, 0).
+    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / 60)
+    # Ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: 4.5 / sqrt(4.5 * 5).
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_rungs_are_compared_over_the_plans_measured_at_both() -> None:
+    ratios = (1.0, 0.75, 0.5, 0.25)
+    pool = [scored(r, Fidelity.PROXY, r) for r in ratios]
+    pool += [scored(r, Fidelity.FULL, 1 - r) for r in ratios[:3]]
+    pool += [scored(r, Fidelity.SHORT, r) for r in ratios[:2]]
+    pool.append(scored(0.25, Fidelity.FULL, 1.0, agent=BASELINE_AGENT))
+    pool.append(scored(0.25, Fidelity.FULL, 1.0, base=Digest("ab" * 32)))
+    assert rank_correlations("top1", pool) == {
+        "proxy_short": {"rho": None, "n": 2},
+        "proxy_full": {"rho": pytest.approx(-1.0), "n": 3},
+        "short_full": {"rho": None, "n": 2},
+    }
+    assert rank_correlations("top5", pool) == {}
+
+
+def test_everyone_rivals_everyone_where_only_accuracy_counts() -> None:
+    problem = NET.problem([macs_at_most(0.6)])
+    assert rivals(problem, trials(0.5, 0.25)) == [{1}, {0}]
+    # What misses a bound outruns nobody that holds it.
+    assert rivals(problem, trials(0.9, 0.5)) == [{1}, frozenset()]
+
+
+def test_only_what_costs_no_more_outruns_a_point_of_a_trade_off() -> None:
+    problem = NET.problem(objectives=(TOP1, LATENCY))
+    assert rivals(problem, trials(1.0, 0.5, 0.25)) == [{1, 2}, {2}, frozenset()]
+
+
+def test_the_accuracy_that_ranks_is_the_first_that_is_named() -> None:
+    assert compared_accuracy((LATENCY, TOP1), ()) == "top1"
+    assert compared_accuracy((LATENCY,), (top1_at_least(-0.01),)) == "top1"
+    assert compared_accuracy((LATENCY,), (macs_at_most(0.5),)) is None

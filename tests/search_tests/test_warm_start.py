@@ -10,7 +10,7 @@ from search import catalogue
 from search.agent import Agent, Evaluate
 from search.history import canonical
 from search.problem import Problem
-from search.trial import Fidelity, Preparation, Trial
+from search.trial import Fidelity, Trial
 from tests.synthetic import Loop, Net, latency_at_most, macs_at_most
 
 NET = Net(d=4, multiple=4)
@@ -35,8 +35,9 @@ def warm_plans() -> list[Plan]:
     return list(plans.values())
 
 
-def name_of(trial: Trial) -> tuple[str, Fidelity, str | None, Preparation | None]:
-    return trial.plan.digest, trial.fidelity, trial.base, trial.preparation
+def name_of(trial: Trial) -> tuple[str, Fidelity, str, str]:
+    preparation = trial.preparation.key if trial.preparation else ""
+    return trial.plan.digest, trial.fidelity, trial.base or "", preparation
 
 
 def warm_loop(agent: Agent) -> Loop:
@@ -52,7 +53,7 @@ def test_an_agent_goes_on_from_what_other_jobs_know(name: str) -> None:
     agent = catalogue.create(name, problem(), {})
     loop = warm_loop(agent)
     evaluated = loop.run(1 + WARM + OWN)
-    names = [name_of(trial)[:3] for trial in loop.trials]
+    names = [name_of(trial) for trial in loop.trials]
     assert len(evaluated) > 1 + WARM
     assert len(set(names)) == len(names)
     resumed = catalogue.create(name, problem(), {})

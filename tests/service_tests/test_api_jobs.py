@@ -10,8 +10,8 @@ import pytest
 from compression.artifact import Digest
 from compression.decisions import PruneChannels
 from compression.plan import Plan
-from search.agent import Prepare
-from search.measurement import Failed, Measured, Measurement
+from search.agent import Evaluate, Prepare
+from search.measurement import Failed, Infeasible, Measured, Measurement
 from search.trial import PREPARED_ROLE, Fidelity
 from service.db import artifacts, fronts, jobs
 from service.job_state import JobOutcome, JobState
@@ -26,6 +26,8 @@ from tests.service_tests.api_world import (
 )
 from workers.executor import Finished, Work
 from workers.job import JobSpec
+from workers.ledger import RUNGS
+from workers.memory import REMEMBERED, Remembered
 
 
 @pytest.fixture
@@ -220,6 +222,34 @@ def test_a_preparation_is_told_as_such(api: World) -> None:
     assert api.client.get(f"/api/v1/jobs/{job_id}").json()["progress"]["trials"] == 0
 
 
+def test_a_job_tells_what_it_knew_before(api: World) -> None:
+    job_id = api.post_job()
+    ledger = api.ledger()
+    dense(ledger)
+    known = Remembered(plan=pruned(8), outcome=Infeasible("refused"), trial_id="trl_other")
+    ledger.warm_start([known])
+    (trial,) = ledger.propose([Evaluate(plan=pruned(16))], agent="random", snapshot=None)
+    work = Work(trial=trial, attempt=ledger.start(trial))
+    ledger.record(Finished(work=work, outcome=Infeasible("refused"), seconds={REMEMBERED: 0.0}))
+    found = api.client.get(f"/api/v1/jobs/{job_id}").json()
+    assert found["warm_trials"] == 1
+    assert found["progress"]["trials"] == 1
+    listed = api.client.get(f"/api/v1/jobs/{job_id}/trials").json()["data"]
+    assert [trial["remembered"] for trial in listed] == [False, True, True]
+    assert [trial["agent"] for trial in listed] == ["baseline", "memory", "random"]
+    assert [len(trial["attempts"]) for trial in listed] == [1, 0, 1]
+    log = api.client.get(f"/api/v1/jobs/{job_id}/events").json()["data"]
+    assert [e["payload"] for e in log if e["kind"] == "job.warm_start"] == [{"trials": 1}]
+
+
+def test_memory_can_be_switched_off(api: World) -> None:
+    for given, expected in (({}, True), ({"memory": True}, True), ({"memory": False}, False)):
+        job_id = api.post_job(**given)
+        found = api.client.get(f"/api/v1/jobs/{job_id}").json()
+        assert found["spec"]["memory"] is expected
+        assert found["warm_trials"] == 0
+
+
 def test_a_failed_trial_says_why(api: World) -> None:
     job_id = api.post_job()
     ledger = api.ledger()
@@ -243,6 +273,7 @@ def test_the_front_is_provisional_until_one_is_published(api: World) -> None:
     empty = api.client.get(path).json()
     assert empty["provisional"] is True
     assert empty["baseline"] == {}
+    assert empty["rank_correlation"] == {}
     ledger = api.ledger()
     baseline = dense(ledger)
     near = measured(ledger, pruned(16), top1=0.85, latency_ms=0.7)
@@ -287,6 +318,9 @@ def test_the_front_is_provisional_until_one_is_published(api: World) -> None:
                 binding=[{"constraint": "macs", "limit": 1.0}],
             ),
         )
+    rungs = {"proxy_full": {"rho": 0.5, "n": 3}, "proxy_short": {"rho": None, "n": 2}}
+    ledger.event(RUNGS, {"metric": "top1", "rank_correlation": {}})
+    ledger.event(RUNGS, {"metric": "top1", "rank_correlation": rungs})
     answer = api.client.get(path)
     found = answer.json()
     assert found["provisional"] is False
@@ -297,6 +331,7 @@ def test_the_front_is_provisional_until_one_is_published(api: World) -> None:
     assert found["members"][0]["readings"]["top1"]["low"] == pytest.approx(0.79)
     assert found["nearest"][0]["readings"]["top1"]["value"] == 0.85
     assert found["binding_constraints"] == [{"constraint": "macs", "limit": 1.0}]
+    assert found["rank_correlation"] == rungs
     tag = {"if-none-match": answer.headers["etag"]}
     assert api.client.get(path, headers=tag).status_code == 304
 

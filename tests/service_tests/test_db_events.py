@@ -23,8 +23,12 @@ def test_events_come_back_in_order_after_a_number(database: Database) -> None:
     with database.read() as session:
         log = events.after(session, job_id, 3, limit=2)
         assert events.after(session, "job_none") == []
+        newest = events.newest(session, job_id, "note")
+        assert events.newest(session, job_id, "gossip") is None
     assert numbers == [2, 3, 4, 5, 6]
     assert [(e.seq, e.payload["i"]) for e in log] == [(4, 2), (5, 3)]
+    assert newest is not None
+    assert newest.seq == 6
 
 
 @pytest.mark.parametrize(

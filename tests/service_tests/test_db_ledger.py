@@ -17,11 +17,12 @@ from service.db.ledger import SqlLedger
 from service.db.session import Database
 from service.job_state import JobOutcome, JobState
 from tests.contracts.ledger import ONNX, LedgerContract, evaluate, finish, one
+from tests.contracts.warm_start import WarmStartContract
 from tests.service_tests.stored import Clock, open_ledger, store_job
 from workers.errors import LeaseLost
 
 
-class TestSqlLedger(LedgerContract):
+class TestSqlLedger(LedgerContract, WarmStartContract):
     """On SQLite, and on PostgreSQL under its marker."""
 
     @pytest.fixture
@@ -80,6 +81,7 @@ def test_every_write_of_a_lost_lease_is_refused_and_leaves_nothing(database: Dat
         "record": lambda: stale.record(finish(trial, attempt)),
         "lost": lambda: stale.lost(attempt, "killed"),
         "abandon": lambda: stale.abandon("restart"),
+        "warm_start": lambda: stale.warm_start([]),
         "event": lambda: stale.event("trial.progress", {}),
     }
     with database.read() as session:

@@ -13,14 +13,7 @@ import pytest
 from search.agent import Evaluate, Request, Snapshot
 from search.budget import Budget
 from search.measurement import Failed, Infeasible, Measured, Outcome
-from search.trial import (
-    BASELINE_AGENT,
-    FINISHED,
-    AttemptState,
-    Fidelity,
-    Trial,
-    TrialState,
-)
+from search.trial import BASELINE_AGENT, FINISHED, AttemptState, Fidelity, Trial, TrialState
 from tests.memory_ledger import Book, MemoryLedger
 from tests.workers_tests.works import measured, plan_of
 from workers.errors import LeaseLost

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compression.artifact import Digest
+from compression.plan import Plan
 from compression.site import MODEL_SITE, Site
 from compression.surveyed import Survey
 from search import catalogue
 from search.agent import Request
 from search.measurement import Failed, Measured, Measurement
 from search.objective import Constraint
-from search.trial import BASELINE_AGENT, FINALIST_AGENT, Fidelity, TrialState
+from search.trial import BASELINE_AGENT, FINALIST_AGENT, Fidelity, Trial, TrialState
 from tests.memory_ledger import Book, MemoryLedger
 from tests.synthetic import Net, latency_at_most, macs_at_most, top1_at_least
 from tests.workers_tests.works import JOB
 from workers.executor import Finished, InlineExecutor, Work
 from workers.job import JobSpec, Recovery
+from workers.ledger import Ledger
+from workers.memory import JobMemory
 from workers.phases import BaselineFailed, JobRun, run_job
+from workers.race import Entries
 from workers.store import FolderStore
 
 NET = Net(d=4)
@@ -240,3 +244,99 @@ def test_finished_trials_run_once(tmp_path: Path) -> None:
     run_job(job_run(job, book, tmp_path))
     assert {key: len(value) for key, value in book.attempts.items()} == attempts
     assert all(count == 1 for count in attempts.values())
+
+
+class MadeUpRace:
+    """Gives up the trials that a verdict names; the others run to their end."""
+
+    def __init__(self, run: JobRun, outruns: Callable[[list[Trial]], list[Trial]]) -> None:
+        self.run_of = run
+        self.outruns = outruns
+        self.rivals: list[Mapping[str, frozenset[str]]] = []
+
+    def run(
+        self,
+        trials: Sequence[Trial],
+        rivals: Mapping[str, frozenset[str]],
+        ledger: Ledger,
+        memory: JobMemory | None = None,
+    ) -> list[Trial]:
+        self.rivals.append(rivals)
+        entries = Entries(trials, ledger, self.run_of.store, memory)
+        out = {t.id for t in self.outruns(list(trials))}
+        while (work := entries.start()) is not None:
+            if work.trial.id in out:
+                entries.give_up(work, "outrun")
+            else:
+                self.run_of.executor.submit(work)
+                for report in self.run_of.executor.wait(1.0):
+                    assert isinstance(report, Finished)
+                    entries.finish(report)
+        return entries.ended()
+
+
+def test_who_is_outrun_is_neither_confirmed_nor_on_the_front(tmp_path: Path) -> None:
+    job = spec(macs_at_most(0.6))
+    job = dataclasses.replace(job, recovery=Recovery(finalists=3, race="asha"))
+    book = Book()
+    run = job_run(job, book, tmp_path)
+    race = MadeUpRace(run, lambda trials: trials[1:])
+    end = run_job(dataclasses.replace(run, race=race))
+    assert end.outcome == "front_found"
+    full = [t for t in book.trials.values() if t.fidelity is Fidelity.FULL][1:]
+    assert [t.state for t in full] == [TrialState.MEASURED, *[TrialState.INFEASIBLE] * 2]
+    (rivals,) = race.rivals
+    # One objective and bounds that all hold: everyone may outrun everyone.
+    assert rivals == {t.id: {other.id for other in full} - {t.id} for t in full}
+    confirmed = [t for t in book.trials.values() if t.fidelity is Fidelity.CONFIRMED]
+    assert [t.plan for t in confirmed[1:]] == [full[0].plan]
+    # A second conductor walks the same way.
+    before = told(book)
+    again = dataclasses.replace(job_run(job, book, tmp_path), race=race)
+    assert [t.plan for t in run_job(again).front] == [t.plan for t in end.front]
+    assert told(book) == before
+
+
+def test_few_finalists_do_not_race(tmp_path: Path) -> None:
+    run = job_run(spec(macs_at_most(0.6)), Book(), tmp_path)
+    race = MadeUpRace(run, lambda trials: trials)
+    assert run_job(dataclasses.replace(run, race=race)).outcome == "front_found"
+    assert race.rivals == []
+
+
+def test_the_short_rung_chooses_among_the_best_proxies(tmp_path: Path) -> None:
+    job = spec(macs_at_most(0.6))
+    job = dataclasses.replace(job, recovery=Recovery(finalists=1, short_finalists=4))
+    book = Book()
+    run = job_run(job, book, tmp_path)
+    inner = runner(FolderStore(tmp_path))
+    order: list[Plan] = []
+
+    def reversing(work: Work, report: Callable[[Mapping[str, Any]], None]) -> Finished:
+        """The worse a proxy was, the better it is after some steps."""
+        finished = inner(work, report)
+        if work.trial.fidelity is not Fidelity.SHORT:
+            return finished
+        order.append(work.trial.plan)
+        assert isinstance(finished.outcome, Measured)
+        top1 = len(order) / 10
+        readings = tuple(
+            dataclasses.replace(r, value=top1, low=top1, high=top1) if r.metric == "top1" else r
+            for r in finished.outcome.measurement.readings
+        )
+        return dataclasses.replace(finished, outcome=Measured(Measurement(readings)))
+
+    end = run_job(dataclasses.replace(run, executor=InlineExecutor(reversing)))
+    assert end.outcome == "front_found"
+    assert len(order) == 4
+    full = [t for t in book.trials.values() if t.fidelity is Fidelity.FULL]
+    assert [t.plan for t in full[1:]] == [order[-1]]
+    # Promotion is not searching: the budget knows nothing of it.
+    assert run.ledger.spent().trials == job.budget.trials
+    before = told(book)
+    run_job(job_run(job, book, tmp_path))
+    assert told(book) == before
+    _, rungs = [e for e in book.events if e[0] == "job.rungs"][-1]
+    assert rungs["metric"] == "top1"
+    assert rungs["rank_correlation"]["proxy_short"] == {"rho": pytest.approx(-1.0), "n": 4}
+    assert rungs["rank_correlation"]["proxy_full"] == {"rho": None, "n": 1}

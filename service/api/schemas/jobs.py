@@ -12,7 +12,7 @@ from compression.methods import Methods
 from search.trial import TrialState
 from service.api.schemas.strict import Answer, Finite, Name, Request
 from service.job_state import JobOutcome, JobState
-from workers.job import Average, FeatureLoss, KdLoss, Recovery, Scoring
+from workers.job import Average, FeatureLoss, KdLoss, RaceMode, Recovery, Scoring
 
 _METHODS, _RECOVERY, _SCORING = Methods(), Recovery(), Scoring()
 
@@ -103,6 +103,9 @@ class RecoveryIn(Request):
     weight_decay: float = Field(default=_RECOVERY.weight_decay, ge=0, le=1, allow_inf_nan=False)
     early_stop: int | None = Field(default=_RECOVERY.early_stop, ge=1, le=10_000)
     quantization_aware: bool = _RECOVERY.quantization_aware
+    short_finalists: int = Field(default=_RECOVERY.short_finalists, ge=0, le=256)
+    race: RaceMode = _RECOVERY.race
+    race_reduction: int = Field(default=_RECOVERY.race_reduction, ge=2, le=4)
 
 
 class ScoringIn(Request):
@@ -122,7 +125,14 @@ class BudgetIn(Request):
 
 
 class JobCreate(Request):
-    """One search: model + dataset + objectives + constraints + methods + agent + budget."""
+    """One search: model + dataset + objectives + constraints + methods + agent + budget.
+
+    With `memory` the job starts from what other jobs have measured in the same circumstances
+    (model, data, scoring, version of the server, and seed where something is drawn), and what it
+    would evaluate again is answered at once; such a trial counts against the budget, and takes no
+    time. Without it nothing of other jobs is used and nothing is left to them: the same job then
+    gives the same trials, whatever ran before.
+    """
 
     name: Name = "job"
     model_id: str
@@ -137,6 +147,7 @@ class JobCreate(Request):
     parallelism: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     labels: Labels = Field(default_factory=dict)
+    memory: bool = True
 
 
 class JobProgress(Answer):
@@ -177,6 +188,7 @@ class JobOut(Answer):
         problem: Why it failed; None otherwise.
         spec: What was asked for, with every default filled in and `auto` resolved.
         progress: How far it is.
+        warm_trials: Trials that it began with, measured in earlier jobs; they cost no budget.
         phases: Every state it was in, oldest first, and for how long.
         links: Paths of what belongs to it.
     """
@@ -194,6 +206,7 @@ class JobOut(Answer):
     ended_at: datetime.datetime | None
     spec: dict[str, Any]
     progress: JobProgress
+    warm_trials: int
     phases: list[JobPhase]
     links: dict[str, str]
 

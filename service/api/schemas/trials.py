@@ -99,6 +99,8 @@ class TrialOut(Answer):
         readings: What was measured.
         found: What a preparation found out, by its kind; empty for every other trial.
         failure: Why nothing was.
+        remembered: Whether its outcome is that of an earlier job's trial, so that nothing was
+            carried out.
         attempts: Executions, oldest first.
         artifacts: Role to artifact id.
         proposed_at: Moment it was asked for.
@@ -120,6 +122,7 @@ class TrialOut(Answer):
     readings: ReadingsOut
     found: dict[str, Any]
     failure: dict[str, Any] | None
+    remembered: bool
     attempts: list[AttemptOut]
     artifacts: dict[str, str]
     proposed_at: datetime.datetime
@@ -133,6 +136,19 @@ class MemberOut(Answer):
     plan_digest: str
     readings: ReadingsOut
     artifacts: dict[str, str]
+
+
+class RankCorrelationOut(Answer):
+    """How far two rungs agree on the order of plans.
+
+    Attributes:
+        rho: Spearman's rank correlation of the accuracies, in [-1, 1]; None below 3 plans and
+            where one rung scores all alike.
+        n: Plans that were measured at both.
+    """
+
+    rho: float | None
+    n: int
 
 
 class FrontOut(Answer):
@@ -150,6 +166,8 @@ class FrontOut(Answer):
         members: In a fixed order.
         nearest: Points that miss the bounds least, where there is no member.
         binding_constraints: What stood in the way, and what relaxing it would buy.
+        rank_correlation: How far the search's scores order plans like dearer ones, by pair of
+            rungs: `proxy_full`, `proxy_short`, `short_full`; empty while provisional.
     """
 
     job_id: str
@@ -162,6 +180,7 @@ class FrontOut(Answer):
     members: list[MemberOut]
     nearest: list[MemberOut]
     binding_constraints: list[dict[str, Any]]
+    rank_correlation: dict[str, RankCorrelationOut]
 
 
 class SelectIn(Request):
