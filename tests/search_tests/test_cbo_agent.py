@@ -21,11 +21,13 @@ class TestCbo(AgentContract):
 QUICK = {"startup_trials": 9, "candidates": 32, "fit_iterations": 4}
 
 
+@pytest.mark.slow
 class TestCboWithTrustRegion(AgentContract):
     name = "cbo"
     options = MappingProxyType({**QUICK, "trust_region": "on"})
 
 
+@pytest.mark.slow
 class TestCboInThreeNumbers(AgentContract):
     name = "cbo"
     options = MappingProxyType({**QUICK, "parametrisation": "three"})
@@ -37,6 +39,7 @@ class TestCboThatAdvances(AgentContract):
     options = MappingProxyType({**QUICK, "advance": True, "steps": 2})
 
 
+@pytest.mark.slow
 class TestCboWithTwoObjectives(AgentContract):
     name = "cbo"
     options = MappingProxyType({**QUICK, "front": "nehvi"})

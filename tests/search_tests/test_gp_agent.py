@@ -9,6 +9,7 @@ from search.errors import ProblemInvalid
 from tests.contracts.agent import AgentContract
 
 
+@pytest.mark.slow
 class TestGp(AgentContract):
     name = "gp"
     # The stock sampler takes a second a request on a busy core: the laws see a few of them.
