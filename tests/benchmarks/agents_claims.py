@@ -36,15 +36,13 @@ from search.objective import Constraint
 from search.repair import Repair, as_point
 from search.sampling import draw
 from search.trial import Fidelity
-from tests.benchmarks.agents_equal_budget import row_of
+from tests.benchmarks.agents_equal_budget import CHANCE, row_of
 from tests.benchmarks.agents_world import THIN, Setting, World
 from tests.benchmarks.record import record
 from tests.conftest import real_data_folder
 from workers.meters.accuracy import accuracy
 
 Row = Mapping[str, Any]
-CHANCE = 10.0
-"""Top-1 in per cent of ten classes, for a search that found nothing within its bounds."""
 
 
 def at_most(macs: float, methods: Methods = THIN) -> Setting:

@@ -22,14 +22,17 @@ import numpy as np
 import torch
 
 from search.catalogue import AGENTS
+from search.front import hypervolume
 from search.measurement import Measured
 from search.trial import Trial
 from tests.benchmarks.agents_world import SETTINGS, Searched, World
 from tests.benchmarks.record import record
 from tests.conftest import real_data_folder
-from workers.phases import relative_hypervolume
 
 Row = dict[str, Any]
+
+CHANCE = 10.0
+"""Top-1 in per cent of ten classes, for a search that found nothing within its bounds."""
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {}
 """Options that differ from an agent's defaults, by agent."""
@@ -61,14 +64,11 @@ def _value(trial: Trial, metric: str) -> float:
 
 
 def _hypervolume(found: Searched, trials: Sequence[Trial]) -> float:
-    """Return the volume of top-1 against MACs, in units of the dense network's."""
-    dense = found.problem.baseline
-    sizes = {metric: dense.get(metric) for metric in ("top1", "macs")}
-    assert sizes["top1"] is not None
-    assert sizes["macs"] is not None
-    baseline = (-sizes["top1"].value, sizes["macs"].value)
-    losses = [(-_value(trial, "top1"), _value(trial, "macs")) for trial in trials]
-    return relative_hypervolume(losses, baseline) if losses else 0.0
+    """Return the volume of top-1 against the share of MACs, from chance and the dense network."""
+    dense = found.problem.baseline.get("macs")
+    assert dense is not None
+    losses = [(-_value(trial, "top1"), _value(trial, "macs") / dense.value) for trial in trials]
+    return hypervolume(losses, (-CHANCE / 100, 1.0))
 
 
 def table(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
@@ -83,8 +83,7 @@ def table(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    # A search that found nothing feasible is worth chance: ten classes.
-    best = [10.0 if row["best"] is None else row["best"] for row in rows]
+    best = [CHANCE if row["best"] is None else row["best"] for row in rows]
     error = float(np.std(best, ddof=1) / math.sqrt(len(best))) if len(best) > 1 else None
     means = {
         key: round(float(np.mean([row[key] for row in rows])), 4)
