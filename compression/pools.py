@@ -56,10 +56,12 @@ def find_pools(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Mer
     """
     model = copy.deepcopy(model).eval()
     makers: dict[int, str] = {}
+    in_place: dict[int, list[str]] = {}
     readers: dict[int, list[str]] = {}
     source: dict[str, int] = {}
     grids: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     calls: dict[str, int] = {}
+    # Tensors are told apart by their identity, which only living ones keep.
     alive: list[Tensor] = []
 
     def look(name: str) -> Any:
@@ -71,15 +73,14 @@ def find_pools(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Mer
             alive.extend((x, output))
             source[name] = id(x)
             readers.setdefault(id(x), []).append(name)
-            # What works in place hands on the tensor it got: the last one to write it made it.
-            makers[id(output)] = name if id(output) != id(x) else makers.get(id(x), name)
-            if id(output) == id(x):
+            if output is x:
                 in_place.setdefault(id(x), []).append(name)
+            else:
+                makers[id(output)] = name
             grids[name] = (tuple(x.shape[2:]), tuple(output.shape[2:]))
 
         return hook
 
-    in_place: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         if next(module.children(), None) is None:
             module.register_forward_hook(look(name))
