@@ -25,6 +25,7 @@ from search.errors import ProblemInvalid
 from search.front import dominates
 from search.history import Told
 from search.measurement import Measured
+from search.one_thread import one_thread
 from search.problem import Problem, best_first
 from search.repair import Repair, as_point
 from search.trial import Trial
@@ -133,7 +134,6 @@ def _prospect(
     from search.surrogate.beliefs import believe
     from search.surrogate.candidates import Candidates
     from search.surrogate.features import Features
-    from search.surrogate.gp import one_thread
     from search.surrogate.observations import observe
 
     rng = np.random.default_rng([problem.seed % 2**32, len(known)])

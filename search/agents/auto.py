@@ -186,22 +186,23 @@ class Auto:
         # Turn t is a control's where t * share passes a whole number.
         passed = math.floor((self._turn + 1) * share + 1e-9)
         control = CONTROLS[passed % len(CONTROLS)]
+        successes = self._successes()
+        # Sorting is stable: of equals, the one named first comes first.
         racers = sorted(
-            self._options.agents,
-            key=lambda name: (-self._merit(name), self._options.agents.index(name)),
+            self._options.agents, key=lambda name: -self._merit(name, successes.get(name, []))
         )
         if passed > math.floor(self._turn * share + 1e-9):
             return [control, *racers, *(c for c in CONTROLS if c != control)]
         return [*racers, *CONTROLS]
 
-    def _merit(self, name: str) -> float:
+    def _merit(self, name: str, successes: Sequence[bool]) -> float:
         uses = sum(asker == name for asker in self._askers.values())
         total = sum(asker in self._options.agents for asker in self._askers.values())
         leads = self._turn < self._options.lead_share * (self._problem.budget_trials or USUAL)
         if not uses or (leads and name == self._options.agents[0]):
             return math.inf
         spread = self._options.exploration * math.sqrt(2 * math.log(max(2, total)) / uses)
-        return area_under_curve(self._successes().get(name, [])) + spread
+        return area_under_curve(successes) + spread
 
     def _successes(self) -> dict[str, list[bool]]:
         """Return for each racer whether its plans were among the best, in order of proposal."""

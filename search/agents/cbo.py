@@ -51,6 +51,7 @@ from search.cooling import SCHEDULES, Cooling, Schedule
 from search.errors import ProblemInvalid
 from search.history import generator
 from search.metric import METRICS
+from search.one_thread import one_thread
 from search.problem import Problem
 from search.repair import Repair, as_point
 from search.sampling import design, new_point
@@ -283,7 +284,6 @@ class Cbo:
 
     def _choose(self, seen: Observations, slack: Floats, rng: np.random.Generator) -> Point | None:
         from search.surrogate.chooser import Chooser, Moment
-        from search.surrogate.gp import one_thread
 
         options, bases = self._options, self._bases
         if self._chooser is None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from compression.space import Point
 from search.errors import ProblemInvalid
+from search.one_thread import one_thread
 from search.optuna_study import SamplerAgent
 from search.problem import Problem
 
@@ -59,7 +60,6 @@ class Gp(SamplerAgent):
         self._options = options
 
     def _suggest(self) -> Point | None:
-        from search.surrogate.gp import one_thread
 
         with one_thread():
             return super()._suggest()

@@ -18,7 +18,7 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from search.errors import ProblemInvalid
 from search.optuna_study import SamplerAgent, generation_size
@@ -40,17 +40,20 @@ class Options:
             knob a child on average.
     """
 
+    agent: ClassVar[str] = "nsga2"
     population_size: int | None = None
     crossover_probability: float = 0.9
     mutation_probability: float | None = None
 
     def __post_init__(self) -> None:
         if self.population_size is not None and self.population_size < 4:
-            raise ProblemInvalid(f"nsga2: population_size is {self.population_size}; at least 4")
+            raise ProblemInvalid(
+                f"{self.agent}: population_size is {self.population_size}; at least 4"
+            )
         for name in ("crossover_probability", "mutation_probability"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
-                raise ProblemInvalid(f"nsga2: {name} is {value}; it must be in [0, 1]")
+                raise ProblemInvalid(f"{self.agent}: {name} is {value}; it must be in [0, 1]")
 
 
 class Nsga2(SamplerAgent):

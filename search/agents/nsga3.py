@@ -19,8 +19,9 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from search.agents import nsga2
 from search.errors import ProblemInvalid
 from search.optuna_study import SamplerAgent, generation_size
 from search.problem import Problem
@@ -30,31 +31,23 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(nsga2.Options):
     """Options of NSGA-III.
 
     Attributes:
-        population_size: Members of a generation, at least 4; None takes a fifth of the budget of
-            trials, within 8..32.
-        crossover_probability: Chance that a child has two parents, in [0, 1].
-        mutation_probability: Chance that a knob of a child is drawn anew, in [0, 1]; None is one
-            knob a child on average.
+        population_size: As of NSGA-II.
+        crossover_probability: As of NSGA-II.
+        mutation_probability: As of NSGA-II.
         divisions: Parts into which each axis of the objectives is divided by the reference
             directions, at least 1.
     """
 
-    population_size: int | None = None
-    crossover_probability: float = 0.9
-    mutation_probability: float | None = None
+    agent: ClassVar[str] = "nsga3"
     divisions: int = 3
 
     def __post_init__(self) -> None:
-        if self.population_size is not None and self.population_size < 4:
-            raise ProblemInvalid(f"nsga3: population_size is {self.population_size}; at least 4")
-        for name in ("crossover_probability", "mutation_probability"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ProblemInvalid(f"nsga3: {name} is {value}; it must be in [0, 1]")
+        # Dataclasses with slots are made anew, which `super()` does not notice.
+        nsga2.Options.__post_init__(self)
         if self.divisions < 1:
             raise ProblemInvalid(f"nsga3: divisions is {self.divisions}; at least 1")
 

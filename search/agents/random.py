@@ -17,16 +17,14 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from compression.space import Point
-from search.agent import Request, Snapshot
 from search.errors import ProblemInvalid
-from search.history import History, canonical, fill, generator
+from search.history import canonical, generator
+from search.point_agent import PointAgent
 from search.problem import Problem
-from search.repair import Repair, as_point
+from search.repair import as_point
 from search.sampling import draw, new_point
-from search.trial import Trial
 
 DRAWS = 16
 """Draws per request, of which the first that is new and keeps the bounds is asked for."""
@@ -48,32 +46,14 @@ class Options:
             raise ProblemInvalid(f"random: fill is {self.fill}; it must be in [0, 1]")
 
 
-class Random:
+class Random(PointAgent):
     """Draws plans at random; the honest baseline of every clever agent."""
 
     options_type = Options
 
     def __init__(self, problem: Problem, options: Options) -> None:
-        self._problem = problem
+        super().__init__(problem)
         self._options = options
-        self._history = History(problem)
-        self._repair = Repair(problem)
-
-    def ask(self, n: int) -> Sequence[Request]:
-        """Return up to `n` new requests; fewer when the space is exhausted."""
-        return fill(self._history, n, self._suggest)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Remember the plans; nothing is learnt."""
-        self._history.tell(trials)
-
-    def snapshot(self) -> Snapshot:
-        """Return the count and the pending points."""
-        return self._history.snapshot()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take up where `snapshot` was made."""
-        self._history.restore(snapshot)
 
     def _suggest(self) -> Point | None:
         rng = generator(self._problem, self._history.asked)

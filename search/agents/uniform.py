@@ -20,13 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from compression.space import Point
-from search.agent import Request, Snapshot
 from search.arithmetic import as_points
 from search.errors import ProblemInvalid
-from search.history import History, canonical, fill, generator, settings
+from search.history import canonical, generator, settings
 from search.measurement import Measured
+from search.point_agent import PointAgent
 from search.problem import Problem
-from search.repair import Repair
 from search.sampling import new_point
 from search.trial import Trial
 
@@ -49,33 +48,15 @@ class Options:
             raise ProblemInvalid(f"uniform: levels is {self.levels}; at least 2 are required")
 
 
-class Uniform:
+class Uniform(PointAgent):
     """Sweeps one keep ratio for all sites, then bisects to the largest feasible one."""
 
     options_type = Options
 
     def __init__(self, problem: Problem, options: Options) -> None:
-        self._problem = problem
+        super().__init__(problem)
         self._options = options
-        self._history = History(problem)
-        self._repair = Repair(problem)
         self._ladders = [self._ladder(setting) for setting in settings(problem.space)]
-
-    def ask(self, n: int) -> Sequence[Request]:
-        """Return up to `n` new requests; fewer when the space is exhausted."""
-        return fill(self._history, n, self._suggest)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Learn which ratios are feasible."""
-        self._history.tell(trials)
-
-    def snapshot(self) -> Snapshot:
-        """Return the count and the pending points."""
-        return self._history.snapshot()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take up where `snapshot` was made."""
-        self._history.restore(snapshot)
 
     def _ladder(self, setting: dict[int, int]) -> list[Point]:
         """Return the uniform points of one setting that arithmetic allows, widest first.

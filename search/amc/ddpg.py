@@ -10,30 +10,16 @@ function of its seed and of what it was trained on.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from search.one_thread import one_thread
+
 Floats = NDArray[np.float64]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, and on as many as before afterwards.
-
-    Sums are then taken in one order, and processes that are timed beside it are left alone.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

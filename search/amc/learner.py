@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from search.amc.ddpg import Ddpg, Hyper, Transitions, one_thread
+from search.amc.ddpg import Ddpg, Hyper, Transitions
 from search.amc.state import Episode
+from search.one_thread import one_thread
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

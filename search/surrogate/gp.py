@@ -13,11 +13,10 @@ sums in a fixed order make a fit a function of its data alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,17 +36,6 @@ JITTERS = (1e-8, 1e-6, 1e-4)
 
 FLAT = 1e-9
 """Standard deviation below which an output counts as constant and is not scaled."""
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, and on as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from search.front import hypervolume
+from search.one_thread import one_thread
 from search.sampling import draw
 from search.surrogate.beliefs import Beliefs, believe
 from search.surrogate.features import Features
-from search.surrogate.gp import one_thread
 from search.surrogate.nehvi import log_gain, reference_point, undominated
 from search.surrogate.observations import Observations
 from tests.synthetic import LATENCY, TOP1, Net, latency_at_most, top1_at_least

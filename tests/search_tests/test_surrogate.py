@@ -14,11 +14,12 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from search.arithmetic import Floats
+from search.one_thread import one_thread
 from search.sampling import draw
 from search.surrogate.acquisition import log_h, log_merit
 from search.surrogate.evidence import log_posterior
 from search.surrogate.features import Features, bilog, chebyshev
-from search.surrogate.gp import Surrogate, fit, one_thread
+from search.surrogate.gp import Surrogate, fit
 from tests.synthetic import Net
 
 
