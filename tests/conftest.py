@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from search.one_thread import one_thread
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,3 +26,10 @@ def real_data() -> Path:
     if folder is None:
         pytest.skip("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
     return folder
+
+
+@pytest.fixture(name="one_thread")
+def _on_one_thread() -> Iterator[None]:
+    """Torch on one thread, for tests that compare bits or run beside others."""
+    with one_thread():
+        yield

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compression.artifact import Digest, ModelArtifact, Preprocessing
+from compression.artifact import Digest
 from compression.methods import Methods, resolve_space
 from compression.plan import Plan
 from search.agent import Agent, Evaluate, Request, Snapshot
@@ -22,17 +22,16 @@ from search.budget import Budget
 from search.catalogue import create
 from search.device import LOCAL_DEVICES
 from search.measurement import Measured, Measurement, outcome_from_json, outcome_to_json
-from search.objective import Constraint, Objective
+from search.objective import Constraint
 from search.problem import Problem
 from search.trial import BASELINE_AGENT, Fidelity, Trial
-from tests.cifar import MEAN, STD, dataset_npz, weights
+from tests.benchmarks.cifar_job import cifar_job
 from tests.memory_ledger import Book, MemoryLedger
 from workers import loop
 from workers.context import JobContext
 from workers.edge import guarded
 from workers.evaluate import evaluate
 from workers.executor import Finished, InlineExecutor, Runner, Work
-from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
 from workers.quiet import QuietNode
 from workers.store import FolderStore
 
@@ -110,29 +109,15 @@ class World:
             setting: What is bounded; None: that of the name in `SETTINGS`.
         """
         store = FolderStore(work / "blobs")
-        architecture = f"cifar_resnet{depth}"
         self.setting = SETTINGS[name] if setting is None else setting
-        self.spec = JobSpec(
-            job_id="job_bench",
+        self.spec = cifar_job(
+            f"cifar_resnet{depth}",
+            store,
+            folder,
+            self.setting.constraints,
+            self.setting.methods,
             name=name,
-            model=ModelArtifact(
-                weights=store.put(weights(folder, architecture)),
-                format="safetensors",
-                architecture=architecture,
-                input_shape=(3, 32, 32),
-                preprocessing=Preprocessing(layout="NHWC", scale=255.0, mean=MEAN, std=STD),
-                num_classes=10,
-            ),
-            dataset=DatasetArtifact(data=store.put(dataset_npz(folder, train_files)), format="npz"),
-            objectives=(Objective(metric="top1", direction="maximize"),),
-            constraints=self.setting.constraints,
-            methods=self.setting.methods,
-            devices=LOCAL_DEVICES,
-            recovery=Recovery(),
-            scoring=Scoring(),
-            budget=Budget(trials=1),
-            agent="random",
-            agent_options={},
+            train_files=train_files,
         )
         self.context = JobContext.build(self.spec, store, QuietNode(work / "quiet"))
         self._kept = Kept(work / f"evaluations-{depth}-{name}.jsonl")

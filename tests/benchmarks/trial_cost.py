@@ -19,20 +19,16 @@ import numpy as np
 import torch
 
 from compression.apply import apply
-from compression.artifact import ModelArtifact, Preprocessing
 from compression.methods import Methods, resolve_space
 from compression.plan import Plan
-from search.budget import Budget
-from search.device import LOCAL_DEVICES
-from search.objective import Constraint, Objective
+from search.objective import Constraint
 from search.trial import Attempt, Fidelity, Trial
+from tests.benchmarks.cifar_job import cifar_job
 from tests.benchmarks.record import record
-from tests.cifar import MEAN, STD, dataset_npz, weights
 from tests.conftest import real_data_folder
 from workers.context import JobContext
 from workers.evaluate import evaluate
 from workers.executor import Finished, Work
-from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
 from workers.quiet import QuietNode
 from workers.store import FolderStore
 
@@ -45,28 +41,7 @@ TARGET_APPLY_MS = 100.0
 def context(name: str, root: Path, folder: Path, constraints: tuple[Constraint, ...]) -> JobContext:
     """Return the warm context of a job on a trained ResNet."""
     store = FolderStore(root / "blobs")
-    spec = JobSpec(
-        job_id="job_bench",
-        name=name,
-        model=ModelArtifact(
-            weights=store.put(weights(folder, name)),
-            format="safetensors",
-            architecture=name,
-            input_shape=(3, 32, 32),
-            preprocessing=Preprocessing(layout="NHWC", scale=255.0, mean=MEAN, std=STD),
-            num_classes=10,
-        ),
-        dataset=DatasetArtifact(data=store.put(dataset_npz(folder, 1)), format="npz"),
-        objectives=(Objective(metric="top1", direction="maximize"),),
-        constraints=constraints,
-        methods=Methods(),
-        devices=LOCAL_DEVICES,
-        recovery=Recovery(),
-        scoring=Scoring(),
-        budget=Budget(trials=1),
-        agent="random",
-        agent_options={},
-    )
+    spec = cifar_job(name, store, folder, constraints, Methods())
     return JobContext.build(spec, store, QuietNode(root / "quiet"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -13,13 +11,7 @@ from compression.recover.masks import trained_weight, zeros_of
 from compression.recover.sparse_momentum import SparseMomentum
 from tests.compression_tests.test_masks import LAYERS, Watch, fell, fit, of, stripes_net
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_it_ends_at_the_number_kept_and_learns() -> None:
