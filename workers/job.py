@@ -219,7 +219,6 @@ class JobSpec:
         methods: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data["methods"].items()
         }
-        devices = [{**d, "hardware": tuple(d["hardware"].items())} for d in data["devices"]]
         return JobSpec(
             **{
                 **data,
@@ -228,7 +227,7 @@ class JobSpec:
                 "objectives": tuple(objective_from_json(o) for o in data["objectives"]),
                 "constraints": tuple(constraint_from_json(c) for c in data["constraints"]),
                 "methods": Methods(**methods),
-                "devices": tuple(DeviceSpec(**d) for d in devices),
+                "devices": tuple(DeviceSpec.from_json(d) for d in data["devices"]),
                 "recovery": Recovery(**data["recovery"]),
                 "scoring": Scoring(**data["scoring"]),
                 "budget": Budget(**data["budget"]),

@@ -69,9 +69,8 @@ def everything(session: Session) -> Sequence[StoredDevice]:
 
 
 def _stored(row: DeviceRow) -> StoredDevice:
-    spec = dict(row.spec)
     return StoredDevice(
-        spec=DeviceSpec(**{**spec, "hardware": tuple(spec["hardware"].items())}),
+        spec=DeviceSpec.from_json(row.spec),
         fingerprint=row.fingerprint,
         created_at=row.created_at,
         seen_at=row.seen_at,

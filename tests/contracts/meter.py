@@ -32,7 +32,7 @@ class RuntimeContract:
 
     def test_two_models_are_loaded_beside_each_other_and_run(self) -> None:
         with open_runtime(self.name, threads=1, seed=0) as runtime:
-            models = [runtime.load(conv_net(width)) for width in (4, 8)]
+            models = [runtime.load(runtime.build(conv_net(width))) for width in (4, 8)]
             for model in models * 2:
                 assert model.run() is None  # type: ignore[func-returns-value]
 
@@ -48,4 +48,4 @@ class RuntimeContract:
             open_runtime(self.name, threads=1, seed=0) as runtime,
             pytest.raises(ValueError, match="one float32 input is required"),
         ):
-            runtime.load(integer_net())
+            runtime.load(runtime.build(integer_net()))

@@ -2,31 +2,77 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.util
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from workers.errors import DeviceUnknown
 
-RUNTIMES: Mapping[str, str] = {
-    "onnxruntime": "workers.meters.onnxruntime_cpu:OnnxRuntimeCpu",
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeEntry:
+    """A runtime as it can be spoken of without loading it.
+
+    Attributes:
+        where: `module:class` of the `Runtime`.
+        module: What must be importable for it to run.
+        package: Distribution whose version is stated.
+        suffix: Of the file that it loads.
+        int8: Whether INT8 files of ours run as integers.
+        int4: Whether 4-bit weights run as such.
+        sparse: Whether zeros save time.
+        batches: Whether more than one input at once can be timed.
+    """
+
+    where: str
+    module: str
+    package: str
+    suffix: str = ".onnx"
+    int8: bool = True
+    int4: bool = False
+    sparse: bool = False
+    batches: bool = True
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be loaded here."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+RUNTIMES: Mapping[str, RuntimeEntry] = {
+    "onnxruntime": RuntimeEntry(
+        where="workers.meters.onnxruntime_cpu:OnnxRuntimeCpu",
+        module="onnxruntime",
+        package="onnxruntime",
+    ),
 }
-"""Name to `module:class` of a `Runtime`; loaded when asked for. Adding one is one file and a line.
+"""By name; loaded when asked for. Adding one is one file and an entry.
 
 `tests/contracts/meter.py` holds the laws.
 """
 
 
 class LoadedModel(Protocol):
-    """A deployed model in memory with one fixed random input of batch 1."""
+    """A deployed model in memory with one fixed random input."""
 
     def run(self) -> None:
-        """Run one inference to its end."""
+        """Run one inference of the fixed input to its end."""
+        ...
+
+    def outputs(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return what the model makes of `n x C x H x W` float32 inputs, `n x classes`.
+
+        Any n: runs that are shorter than the batch are filled up and cut.
+        """
         ...
 
 
 class Runtime(Protocol):
-    """Loads ONNX files the way a device runs them.
+    """Loads deployed files the way a device runs them.
 
     A context manager: while it is entered the calling thread is pinned to as many cores as the
     device has threads. Models are loaded and run by that thread, while it is entered.
@@ -40,11 +86,21 @@ class Runtime(Protocol):
         """Give the calling thread the cores that it had."""
         ...
 
-    def load(self, onnx: bytes) -> LoadedModel:
-        """Load a model.
+    def build(self, onnx: bytes) -> bytes:
+        """Return the file that the runtime loads, made of ONNX bytes; the same for many.
+
+        May need torch; never called on a device of its own.
 
         Raises:
-            ValueError: The model has not exactly one float32 input.
+            ValueError: The runtime cannot run the model; the message says what.
+        """
+        ...
+
+    def load(self, file: bytes, batch: int = 1) -> LoadedModel:
+        """Load what `build` returned, to be run on `batch` inputs at once.
+
+        Raises:
+            ValueError: The model has not exactly one float32 input, or the batch does not fit.
         """
         ...
 
@@ -58,10 +114,14 @@ def open_runtime(name: str, *, threads: int, seed: int) -> Runtime:
         seed: Of the random input.
 
     Raises:
-        DeviceUnknown: No such runtime, or more threads than this process may use cores.
+        DeviceUnknown: No such runtime, it is not installed, or more threads than this process may
+            use cores.
     """
     if name not in RUNTIMES:
         raise DeviceUnknown(f"Unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
-    module, _, attribute = RUNTIMES[name].partition(":")
+    entry = RUNTIMES[name]
+    if not entry.installed:
+        raise DeviceUnknown(f"Runtime {name!r} needs the package {entry.package!r} installed")
+    module, _, attribute = entry.where.partition(":")
     runtime: Runtime = getattr(importlib.import_module(module), attribute)(threads, seed)
     return runtime

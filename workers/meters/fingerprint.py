@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from search.device import DeviceSpec
+from workers.meters import RUNTIMES
 
 CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -22,9 +23,6 @@ FLAGS = (
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 """Instruction sets that decide how fast float and int8 kernels are."""
-
-PACKAGES = {"onnxruntime": "onnxruntime"}
-"""Runtime to the distribution whose version is stated."""
 
 
 def fingerprint(device: DeviceSpec) -> DeviceSpec:
@@ -41,10 +39,10 @@ def fingerprint(device: DeviceSpec) -> DeviceSpec:
     }
     with contextlib.suppress(OSError):
         seen["governor"] = GOVERNOR.read_text().strip()
-    package = PACKAGES.get(device.runtime)
-    if package is not None:
+    entry = RUNTIMES.get(device.runtime)
+    if entry is not None:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            seen[device.runtime] = metadata.version(package)
+            seen[device.runtime] = metadata.version(entry.package)
     return dataclasses.replace(device, hardware=tuple(sorted(seen.items())))
 
 

@@ -140,7 +140,11 @@ def _beside(
         open_runtime(device.runtime, threads=device.threads, seed=seed) as runtime,
         _no_collection(),
     ):
-        return compare(_timed(runtime.load(candidate)), _timed(runtime.load(baseline)), rng, rule)
+        loaded = [
+            _timed(runtime.load(runtime.build(file), device.batch))
+            for file in (candidate, baseline)
+        ]
+        return compare(*loaded, rng, rule)
 
 
 def _timed(model: LoadedModel) -> Timed:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.onnx_session import open_session
+from compression.onnx_session import open_session, run_batches
 from workers.meters import LoadedModel
 from workers.meters.cores import choose
 
@@ -39,16 +39,23 @@ class OnnxRuntimeCpu:
             os.sched_setaffinity(0, self._before)
             self._before = None
 
-    def load(self, onnx: bytes) -> LoadedModel:
+    def build(self, onnx: bytes) -> bytes:
+        """See `Runtime`: ONNX is what it loads."""
+        return onnx
+
+    def load(self, file: bytes, batch: int = 1) -> LoadedModel:
         """See `Runtime`."""
-        session = open_session(onnx, threads=self._threads)
+        session = open_session(file, threads=self._threads)
         inputs = session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)":
             found = [(entry.name, entry.type) for entry in inputs]
             raise ValueError(f"The ONNX file has inputs {found}; one float32 input is required")
         entry = inputs[0]
-        # Batch 1; any other dimension is fixed by the export.
-        shape = [size if isinstance(size, int) else 1 for size in entry.shape]
+        fixed = entry.shape[0]
+        if isinstance(fixed, int) and fixed != batch:
+            raise ValueError(f"The ONNX file has batch {fixed}; {batch} was asked for")
+        # Only the batch is free in exported files.
+        shape = [batch, *(size if isinstance(size, int) else 1 for size in entry.shape[1:])]
         rng = np.random.default_rng(self._seed)
         return _Session(session, entry.name, rng.standard_normal(shape, dtype=np.float32))
 
@@ -63,3 +70,7 @@ class _Session:
     def run(self) -> None:
         """See `LoadedModel`."""
         self._session.run(None, self._feed)
+
+    def outputs(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `LoadedModel`."""
+        return run_batches(self._session, inputs)
