@@ -140,11 +140,11 @@ def _beside(
         open_runtime(device.runtime, threads=device.threads, seed=seed) as runtime,
         _no_collection(),
     ):
-        loaded = [
+        first, second = (
             _timed(runtime.load(runtime.build(file), device.batch))
             for file in (candidate, baseline)
-        ]
-        return compare(*loaded, rng, rule)
+        )
+        return compare(first, second, rng, rule)
 
 
 def _timed(model: LoadedModel) -> Timed:
