@@ -28,11 +28,14 @@ class Budget:
         trials: Search trials.
         wall_s: Seconds of the search phase; finalists are recovered after it.
         device_s: Seconds of timing on devices.
+        only_if_promising: Whether the search is spared where remembered trials keep the bounds
+            and no untried plan is likely to be better.
     """
 
     trials: int | None = None
     wall_s: float | None = None
     device_s: float | None = None
+    only_if_promising: bool = False
 
     def exhausted(self, spent: Spent) -> bool:
         """Whether any limit is reached."""

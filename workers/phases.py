@@ -30,9 +30,11 @@ from search.finalists import (
 from search.front import ParetoFront, hypervolume, nearest
 from search.measurement import Failed, Infeasible, Measured, Measurement
 from search.problem import Problem
+from search.reselect import reselect
 from search.trial import (
     BASELINE_AGENT,
     FINALIST_AGENT,
+    MEMORY_AGENT,
     SEARCH_FIDELITIES,
     Fidelity,
     Trial,
@@ -47,6 +49,9 @@ from workers.race import Race
 from workers.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
+
+RESELECTED = "job.reselected"
+"""Kind of the event that says what remembered trials are worth under the job's bounds."""
 
 FINALIST_ROUNDS = 2
 """How often a new set of finalists is recovered while none holds all bounds."""
@@ -118,21 +123,42 @@ def run_job(run: JobRun) -> JobEnd:
     searched = before_recovery(problem) if run.spec.recovery.epochs > 0 else problem
     if run.memory is not None:
         run.ledger.warm_start(run.memory.warm(problem.space))
-    agent = catalogue.create(run.spec.agent, searched, run.spec.agent_options)
-    ending = loop.run(
-        agent,
-        run.executor,
-        run.ledger,
-        run.spec.budget,
-        agent_name=run.spec.agent,
-        parallelism=run.spec.parallelism,
-        thinking=run.thinking,
-        memory=run.memory,
-    )
-    if ending == "cancelled":
-        return JobEnd(outcome="cancelled")
+    if not _enough_known(run, searched):
+        agent = catalogue.create(run.spec.agent, searched, run.spec.agent_options)
+        ending = loop.run(
+            agent,
+            run.executor,
+            run.ledger,
+            run.spec.budget,
+            agent_name=run.spec.agent,
+            parallelism=run.spec.parallelism,
+            thinking=run.thinking,
+            memory=run.memory,
+        )
+        if ending == "cancelled":
+            return JobEnd(outcome="cancelled")
     run.finalizing()
     return _finals(run, searched)
+
+
+def _enough_known(run: JobRun, searched: Problem) -> bool:
+    """Whether what is remembered keeps the bounds, and no untried plan is likely to be better."""
+    if not run.spec.budget.only_if_promising:
+        return False
+    trials = run.ledger.trials()
+    if any(t.agent == run.spec.agent for t in trials):
+        return False
+    with run.thinking():
+        judged = reselect(searched, [t for t in trials if t.agent == MEMORY_AGENT])
+    enough = bool(judged.feasible) and not judged.worthwhile
+    payload = {
+        "known": len(judged.feasible),
+        "chance_of_better": judged.chance_of_better,
+        "expected_gain": judged.expected_gain,
+        "search": not enough,
+    }
+    run.ledger.event(RESELECTED, payload)
+    return enough
 
 
 def _problem(run: JobRun, baseline: Measurement) -> Problem:

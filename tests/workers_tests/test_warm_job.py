@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from search.objective import Constraint
 from search.trial import MEMORY_AGENT, Fidelity, Trial
 from tests.memory_ledger import Book
 from tests.memory_of_evaluations import MemoryOfEvaluations
 from tests.synthetic import DEVICE, latency_at_most, macs_at_most
 from tests.workers_tests.test_phases import PowerCut, job_run, spec, told
+from workers.job import JobSpec
 from workers.memory import JobMemory
-from workers.phases import JobRun, run_job
+from workers.phases import RESELECTED, JobRun, run_job
 
 
 def with_memory(run: JobRun, shared: MemoryOfEvaluations) -> JobRun:
@@ -101,3 +105,47 @@ def test_plans_outside_the_space_and_jobs_without_memory_start_cold(tmp_path: Pa
     run_job(job_run(wide, cold, tmp_path))
     assert not any(t.agent == MEMORY_AGENT for t in cold.trials.values())
     assert len(executed(cold)) == len(cold.trials)
+
+
+def sparing(*bounds: Constraint, trials: int = 12) -> JobSpec:
+    """Return a job that searches only where that promises something."""
+    job = spec(*bounds, trials=trials, agent="cbo")
+    return dataclasses.replace(job, budget=dataclasses.replace(job.budget, only_if_promising=True))
+
+
+def reselections(book: Book) -> list[Mapping[str, Any]]:
+    return [payload for kind, payload in book.events if kind == RESELECTED]
+
+
+def test_new_bounds_that_remembered_trials_answer_need_no_search(tmp_path: Path) -> None:
+    shared = MemoryOfEvaluations()
+    run_job(
+        with_memory(
+            job_run(spec(macs_at_most(0.9), trials=40, agent="cbo"), Book(), tmp_path), shared
+        )
+    )
+    book = Book()
+    end = run_job(with_memory(job_run(sparing(macs_at_most(0.95)), book, tmp_path), shared))
+    [said] = reselections(book)
+    assert said["search"] is False
+    assert said["known"] > 0
+    assert said["chance_of_better"] < 0.5
+    assert end.outcome == "front_found"
+    assert not [t for t in book.trials.values() if t.agent == "cbo"]
+    # A conductor that comes back decides the same.
+    before = told(book)
+    run_job(with_memory(job_run(sparing(macs_at_most(0.95)), book, tmp_path), shared))
+    assert told(book) == before
+
+
+def test_bounds_that_no_remembered_trial_keeps_are_searched(tmp_path: Path) -> None:
+    shared = MemoryOfEvaluations()
+    run_job(
+        with_memory(
+            job_run(spec(macs_at_most(0.9), trials=6, agent="uniform"), Book(), tmp_path), shared
+        )
+    )
+    book = Book()
+    run_job(with_memory(job_run(sparing(macs_at_most(0.2), trials=5), book, tmp_path), shared))
+    assert [payload["search"] for payload in reselections(book)] == [True]
+    assert len([t for t in book.trials.values() if t.agent == "cbo"]) == 5

@@ -117,11 +117,16 @@ class ScoringIn(Request):
 
 
 class BudgetIn(Request):
-    """When the search stops; at least one limit."""
+    """When the search stops; at least one limit.
+
+    With `only_if_promising` there is no search where trials of earlier jobs on the model keep the
+    new bounds and no untried plan is likely to be better: finalists are chosen at once.
+    """
 
     trials: int | None = Field(default=None, ge=1)
     wall_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     device_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    only_if_promising: bool = False
 
 
 class JobCreate(Request):
