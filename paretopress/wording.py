@@ -69,8 +69,17 @@ def interval_text(reading: Reading) -> str:
 
 
 def ratio_text(reading: Reading) -> str:
-    """Return how a reading relates to the baseline; empty where nothing is known."""
-    return f"{reading.ratio.value:.2f} x" if reading.ratio else ""
+    """Return how a reading relates to the baseline; empty where nothing is known.
+
+    A time counts as faster or slower only where the whole interval of its ratio says so.
+    """
+    ratio = reading.ratio
+    if ratio is None:
+        return ""
+    text = f"{ratio.value:.2f} x"
+    if reading.device and ratio.low <= 1.0 <= ratio.high:
+        return f"{text} (not told apart)"
+    return text
 
 
 def constraint_text(constraint: Mapping[str, Any]) -> str:

@@ -23,9 +23,15 @@ function columnsOf(groups) {
 function cell(readings, key) {
   const found = Object.values(readings ?? {}).find((r) => keyOf(r) === key);
   if (!found) return "–";
-  const ratio = found.ratio ? element("small", {}, `${found.ratio.value.toFixed(2)} × baseline`) : null;
+  const ratio = found.ratio ? element("small", {}, ratioText(found)) : null;
   const spread = interval(found) ? element("small", {}, interval(found)) : null;
   return element("span", { title: found.warning ?? null }, reading(found), spread, ratio);
+}
+
+// A time counts as faster or slower only where the whole interval of its ratio says so.
+function ratioText({ ratio, device }) {
+  const alike = device && ratio.low <= 1 && ratio.high >= 1;
+  return `${ratio.value.toFixed(2)} × baseline${alike ? ", not told apart" : ""}`;
 }
 
 function download(role, artifactId) {

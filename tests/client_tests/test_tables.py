@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from paretopress import wording
 from paretopress.progress import ProgressView, show_until_end
 from paretopress.tables import front_table, jobs_table
-from paretopress.types import Event, Front, JobInfo
+from paretopress.types import Event, Front, Interval, JobInfo, Reading
 from tests.client_tests import examples
 
 
@@ -39,6 +39,19 @@ def test_the_baseline_stands_beside_the_results() -> None:
     assert next(row for row in rows if "0.40 x" in row and "0.25 x" in row)
     assert "Bounds: latency p50 on local/onnxruntime <= 0.6 x baseline; runtime size" in text
     assert "<= 300 kB" in " ".join(text.split())
+
+
+def test_a_time_is_faster_only_where_its_whole_interval_says_so() -> None:
+    def words(low: float, high: float, device: str | None = "local/onnxruntime") -> str:
+        ratio = Interval(value=0.97, low=low, high=high)
+        return wording.ratio_text(
+            Reading(metric="latency_ms", value=1.0, device=device, ratio=ratio)
+        )
+
+    assert words(0.95, 0.99) == "0.97 x"
+    assert words(0.93, 1.02) == "0.97 x (not told apart)"
+    # Sizes and counts are exact.
+    assert words(0.97, 1.02, device=None) == "0.97 x"
 
 
 def test_large_fronts_and_narrow_terminals_lose_nothing() -> None:
