@@ -1,19 +1,21 @@
 """Exact MACs, parameters and bytes of many points at once, and the bounds that they decide.
 
 The same integers as `CostTable.cost`, as array arithmetic over a batch: a search weighs some
-thousand candidates per request. Decisions other than channels and INT8 change a network's shape;
-plans that take one are looked up in the table itself, one by one.
+thousand candidates per request. Decisions other than channels, dropped blocks and INT8 change what
+a layer is; plans that take one are looked up in the table itself, one by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compression.choices import KINDS
 from compression.cost import PlanCost
+from compression.decisions import DropBlock
 from compression.space import DENSE
 from search.metric import METRICS
 from search.objective import Constraint
@@ -36,6 +38,23 @@ class Costs:
     weight_bytes: NDArray[np.int64]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Drop:
+    """The knob of a block that may be dropped.
+
+    Attributes:
+        column: Of the knob.
+        dense: Its choice that keeps the block.
+        layers: Which rows of the cost table are inside of it.
+        sites: Which of the knobs of channels are.
+    """
+
+    column: int
+    dense: int
+    layers: NDArray[np.bool_]
+    sites: NDArray[np.bool_]
+
+
 class Arithmetic:
     """What arithmetic knows of the points of a problem's space.
 
@@ -52,7 +71,7 @@ class Arithmetic:
         self._reshaping = [
             (column, knob.choices.index(DENSE))
             for column, knob in enumerate(problem.space.knobs)
-            if knob.field in KINDS
+            if knob.field in KINDS and knob.field != DropBlock.kind
         ]
         self._baseline = problem.baseline
         self.constraints: tuple[Constraint, ...] = tuple(
@@ -67,6 +86,16 @@ class Arithmetic:
             (column, np.array([choice != DENSE for choice in knob.choices]))
             for column, knob in enumerate(problem.space.knobs)
             if knob.field == "precision"
+        ]
+        self._drops = [
+            _Drop(
+                column=column,
+                dense=knob.choices.index(DENSE),
+                layers=_inside(knob.site, [layer.name for layer in layers]),
+                sites=_inside(knob.site, [site for _, site, _ in self._keep]),
+            )
+            for column, knob in enumerate(problem.space.knobs)
+            if knob.field == DropBlock.kind
         ]
         self._channels = np.array(
             [problem.costs.site_channels[site] for _, site, _ in self._keep], dtype=np.int64
@@ -100,20 +129,26 @@ class Arithmetic:
                 for layer, m in zip(layers, multiplies, strict=True)
             ]
         )
-        self._fixed = sum(layer.fixed_params for layer in layers if layer.op == "fixed")
+        self._fixed = column([layer.fixed_params * (layer.op == "fixed") for layer in layers])
 
     def costs(self, points: Points) -> Costs:
         """Return the costs of `t x d` points."""
         kept = np.empty((len(points), len(self._keep)), dtype=np.int64)
         for row, (column, _, choices) in enumerate(self._keep):
             kept[:, row] = choices[points[:, column]]
+        stays = np.ones((len(points), len(self._in)), dtype=np.int64)
+        for drop in self._drops:
+            gone = points[:, drop.column] != drop.dense
+            # What is decided inside a dropped block is not decided: it touches nothing outside.
+            kept[np.ix_(gone, drop.sites)] = self._channels[drop.sites]
+            stays[np.ix_(gone, drop.layers)] = 0
         removed = (self._channels - kept).astype(np.float64)
         n_in = self._in - np.rint(removed @ self._in_ties).astype(np.int64)
         n_out = self._out - np.rint(removed @ self._out_ties).astype(np.int64)
         fan_in = np.where(self._depthwise, 1, n_in // self._groups)
-        weights = n_out * fan_in * self._kernel
+        weights = n_out * fan_in * self._kernel * stays
         weight_count = weights.sum(axis=1)
-        extra = n_out @ self._per_out + self._fixed
+        extra = ((n_out * self._per_out + self._fixed) * stays).sum(axis=1)
         quantized = np.zeros(len(points), dtype=bool)
         for column, is_int in self._precision:
             quantized |= is_int[points[:, column]]
@@ -167,6 +202,10 @@ class Arithmetic:
             slack: Violation that is still allowed, one for all or one per constraint.
         """
         return np.asarray(np.maximum(self.violations(points) - slack, 0.0).sum(axis=1))
+
+
+def _inside(block: str, names: Sequence[str]) -> NDArray[np.bool_]:
+    return np.array([name.startswith(f"{block}.") for name in names], dtype=bool)
 
 
 def as_points(points: object, d: int) -> Points:

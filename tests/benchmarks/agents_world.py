@@ -137,12 +137,21 @@ class World:
 
         return run
 
+    @property
+    def spent_s(self) -> float:
+        """Seconds of all evaluations asked for so far, remembered ones at what they once cost."""
+        return self._kept.seconds
+
     def measure(self, plan: Plan, fidelity: Fidelity = Fidelity.PROXY) -> Measurement:
         """Return what a plan measures; it must be possible."""
         trials = self._run(MemoryLedger(Book()), [Evaluate(plan=plan, fidelity=fidelity)])
         outcome = trials[0].outcome
         assert isinstance(outcome, Measured), outcome
         return outcome.measurement
+
+    def carry_out(self, request: Request) -> Trial:
+        """Return what came of one request, a preparation or an evaluation."""
+        return self._run(MemoryLedger(Book()), [request])[0]
 
     def problem(self, seed: int, budget: int) -> Problem:
         """Return the search as an agent sees it."""

@@ -166,7 +166,12 @@ def peer_pruned(bench: Bench, peer: PeerPruner) -> tuple[Row, Logits | None]:
 
 
 def recovered(
-    bench: Bench, model: nn.Module, figures: Row, seconds: float, hooks: tuple[Hook, ...]
+    bench: Bench,
+    model: nn.Module,
+    figures: Row,
+    seconds: float,
+    hooks: tuple[Hook, ...],
+    quantize: Quantize | None = None,
 ) -> tuple[Row, Logits]:
     """Give a pruned network the recovery that every row gets, and measure it all along."""
     engine, options = bench.engine, bench.options
@@ -184,7 +189,10 @@ def recovered(
     row["recovery_s"] = round(time.perf_counter() - start, 1)
     row["pruning_s"] = round(seconds, 1)
     row["search_top1_recovered"] = bench.search_top1(model)
-    held_out, logits = bench.held_out(deployed(model))
+    file = deployed(model)
+    held_out, logits = bench.held_out(
+        file if quantize is None else quantize_onnx(file, bench.images, quantize)
+    )
     return {**row, **held_out}, logits
 
 

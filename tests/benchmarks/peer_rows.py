@@ -21,15 +21,17 @@ OURS, PEER = "ours", "peer"
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRows:
-    """Rows in `FOLDER/peers.jsonl`, with held-out logits beside them.
+    """Rows in `FOLDER/STEM.jsonl`, with held-out logits beside them.
 
     A row is known by its part, its name and the conditions it was run under.
 
     Attributes:
         folder: Exists.
+        stem: Of the files' names.
     """
 
     folder: Path
+    stem: str = "peers"
 
     def row(
         self,
@@ -54,20 +56,20 @@ class FinishedRows:
         figures, logits = make()
         row = {"name": name, **figures, "key": key}
         if logits is not None:
-            np.save(self.folder / f"peers-{key}.npy", logits)
+            np.save(self.folder / f"{self.stem}-{key}.npy", logits)
         line = json.dumps({"key": key, "part": part, "conditions": dict(conditions), "row": row})
-        with (self.folder / "peers.jsonl").open("a") as file:
+        with (self.folder / f"{self.stem}.jsonl").open("a") as file:
             file.write(line + "\n")
         print(f"{part}: {json.dumps(row)}", flush=True)
         return row
 
     def logits(self, row: Row) -> NDArray[np.float32]:
         """Return a row's outputs on held-out data."""
-        found: NDArray[np.float32] = np.load(self.folder / f"peers-{row['key']}.npy")
+        found: NDArray[np.float32] = np.load(self.folder / f"{self.stem}-{row['key']}.npy")
         return found
 
     def _known(self) -> dict[str, Row]:
-        path = self.folder / "peers.jsonl"
+        path = self.folder / f"{self.stem}.jsonl"
         found: dict[str, Row] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             try:

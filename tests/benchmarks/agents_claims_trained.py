@@ -1,0 +1,390 @@
+"""What the papers of agents that train claim, at the size of one core: ResNet-20, CIFAR-10.
+
+    make bench NAME=agents_claims_trained
+
+* `pruning_net` (MetaPruning, ICCV 2019): the weights that a PruningNet generates rank networks as
+  short trainings from scratch do: Kendall's tau above 0.3.
+* `tas` (TAS, NeurIPS 2019): what the search decides costs what it was told to, and width and depth
+  together are no worse than either alone, after the same short training.
+* `distillation` (TAS): the same short trainings with and without the dense teacher, of TAS's plan
+  and of the uniform one: what is the architecture's, and what the teacher's.
+* `admm` (AutoCompress, AAAI 2020): at a fifth of the parameters, annealing and ADMM beat one-shot
+  uniform L1 widths that got as many training steps.
+* `purification` (AutoCompress): channels can go afterwards for at most 0.1 points.
+
+The papers train for hundreds of epochs; here it is hundreds of steps, and the plans' trainings end
+long before they converge. So a part says "reproduced" or "not reproduced" at this size, with its
+figures, and nothing of the size of the papers. Networks are compared on all search-validation
+images, held-out data take no part. What is finished is kept in `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import nn
+
+from compression.apply import apply
+from compression.counting import count_params
+from compression.methods import Methods
+from compression.plan import Plan
+from compression.recover.purification import purify
+from compression.recover.scratch import scratch
+from compression.recover.training import Recipe
+from compression.survey import survey
+from search.agent import Evaluate, Prepare
+from search.measurement import Measured
+from search.objective import Constraint
+from search.repair import as_point
+from search.sampling import draw
+from search.trial import PREPARED_ROLE, Fidelity, Trial
+from tests.benchmarks.agents_claims import at_most
+from tests.benchmarks.agents_training import (
+    TrainingBench,
+    network,
+    prepared,
+    three,
+    uniform_plans,
+)
+from tests.benchmarks.agents_world import THIN, Setting, World
+from tests.benchmarks.peer_rows import FinishedRows, Row, top1_gain
+from tests.benchmarks.record import record
+from tests.conftest import real_data_folder
+from workers.bases import start_of
+from workers.meters.accuracy import accuracy
+
+TAS_MACS = 0.55
+"""Share of the MACs that TAS left of ResNet-20."""
+TOLERATED = 0.05
+"""Of the dense network's MACs: the lower slack of the paper's code."""
+LEAST_PARAMS = 0.2
+SCRATCH_RATE = 0.1
+FINE = Methods(allow=("prune_channels",), channel_multiple=1, selectors=("l2",))
+DEEP = dataclasses.replace(THIN, allow=("prune_channels", "drop_block"))
+
+
+def pruning_net(bench: TrainingBench) -> tuple[bool, Row]:
+    """Kendall's tau of generated weights and of trainings from scratch, plans of all sizes."""
+    options, world = bench.options, bench.world("macs-trained", at_most(0.5))
+    order = Prepare(kind="pruning_net", options={"steps": options.net_steps})
+    base = prepared(world, order).artifacts[PREPARED_ROLE]
+    problem = world.problem(0, options.nets)
+    drawn = draw(problem.space, np.random.default_rng(8), options.nets)
+    plans = [problem.space.decode(as_point(row)) for row in drawn]
+    columns: dict[str, list[float]] = {name: [] for name in ("generated", "macs", "scratch")}
+    for plan in dict.fromkeys(plans):
+        outcome = world.carry_out(Evaluate(plan=plan, base=base)).outcome
+        assert isinstance(outcome, Measured), outcome
+        top1, macs = (outcome.measurement.get(name) for name in ("top1", "macs"))
+        assert top1 is not None
+        assert macs is not None
+        small = _fresh(world, plan, int(macs.value), options)
+        row = bench.trained(
+            world,
+            f"scratch {plan.digest}",
+            small,
+            steps=options.scratch_steps,
+            rate=SCRATCH_RATE,
+            distils=False,
+        )
+        for name, value in zip(columns, (100 * top1.value, macs.value, row["top1"]), strict=True):
+            columns[name].append(value)
+    tau = {name: _tau(columns[name], columns["scratch"]) for name in ("generated", "macs")}
+    figures = {
+        "nets": len(columns["scratch"]),
+        "net_steps": options.net_steps,
+        "scratch_steps": options.scratch_steps,
+        "kendall_tau": tau["generated"],
+        "kendall_tau_of_macs": tau["macs"],
+        "scratch_top1": [min(columns["scratch"]), max(columns["scratch"])],
+        "generated_top1": [min(columns["generated"]), max(columns["generated"])],
+    }
+    return tau["generated"][0] > 0.3, figures
+
+
+def _fresh(
+    world: World, plan: Plan, macs: int, options: argparse.Namespace
+) -> Callable[[], nn.Module]:
+    """Return how the plan's network is made with random weights."""
+    dense_macs = world.context.survey.summary["macs"]
+
+    def make() -> nn.Module:
+        model = apply(plan, world.context.apply_context).model
+        generator = torch.Generator().manual_seed(options.seed)
+        return scratch(model, Recipe(), "E", dense_macs=dense_macs, macs=macs, generator=generator)[
+            0
+        ]
+
+    return make
+
+
+def _tau(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return Kendall's tau-b and its p-value."""
+    found = kendalltau(one, other)
+    return round(float(found.statistic), 3), round(float(found.pvalue), 4)
+
+
+def _tas_orders(bench: TrainingBench, world: World) -> dict[str, Mapping[str, Any]]:
+    """Return what searches of width and depth, width, and depth found."""
+    target = int(TAS_MACS * world.context.survey.summary["macs"])
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, width, depth in (
+        ("width and depth", True, True),
+        ("width", True, False),
+        ("depth", False, True),
+    ):
+        options = {
+            "steps": bench.options.tas_steps,
+            "macs": target,
+            "width": width,
+            "depth": depth,
+            "batch_size": 64,
+            # The paper's text allows 5 % above the target as well; its code does not.
+            "tolerance": "below",
+        }
+        outcome = prepared(world, Prepare(kind="tas", options=options)).outcome
+        assert isinstance(outcome, Measured)
+        found[name] = outcome.found
+    return found
+
+
+def _tas_world(bench: TrainingBench) -> World:
+    bound = Constraint(metric="macs", at_most=TAS_MACS, relative_to="baseline")
+    return bench.world("tas-trained", Setting((bound,), DEEP))
+
+
+def tas(bench: TrainingBench) -> tuple[bool, Row]:
+    """Whether the decided network keeps the target, and what depth adds to width."""
+    options, world = bench.options, _tas_world(bench)
+    dense = world.context.survey.summary["macs"]
+    rows: dict[str, Row] = {}
+    shown: dict[str, Row] = {}
+    for name, found in _tas_orders(bench, world).items():
+        plan = Plan.from_json(found["plan"])
+        row = bench.trained(
+            world, f"plan {plan.digest}", network(world, plan), steps=options.train_steps
+        )
+        rows[name] = row
+        shown[name] = {
+            "decided": round(found["macs_decided"] / dense, 4),
+            "expected": round(found["expected_macs"] / dense, 4),
+            "repaired": round(found["macs"] / dense, 4),
+            "dropped": sorted(plan.dropped()),
+            "top1": row["top1"],
+        }
+    both = rows["width and depth"]
+    gains = {name: bench.gain(world, both, row) for name, row in rows.items() if row is not both}
+    decided = shown["width and depth"]["decided"]
+    hit = TAS_MACS - TOLERATED <= decided <= TAS_MACS
+    figures = {
+        "target": TAS_MACS,
+        "hit": hit,
+        "steps": [options.tas_steps, options.train_steps],
+        "searches": shown,
+        "gain_over": {name: three(gain) for name, gain in gains.items()},
+    }
+    return hit and all(gain.high >= 0 for gain in gains.values()), figures
+
+
+def distillation(bench: TrainingBench) -> tuple[bool, Row]:
+    """Four cells: TAS's plan and the uniform one, with and without the dense teacher."""
+    options, world = bench.options, _tas_world(bench)
+    plan = Plan.from_json(_tas_orders(bench, world)["width and depth"]["plan"])
+    costs = world.context.survey.costs
+    macs = TAS_MACS * world.context.survey.summary["macs"]
+    plans = {
+        "tas": plan,
+        "uniform": next(
+            uniform for uniform in uniform_plans(world, "l2") if costs.cost(uniform).macs <= macs
+        ),
+    }
+    cells = {
+        (name, distils): bench.trained(
+            world,
+            f"plan {found.digest}",
+            network(world, found),
+            steps=options.train_steps,
+            distils=distils,
+        )
+        for name, found in plans.items()
+        for distils in (True, False)
+    }
+    teacher = {name: bench.gain(world, cells[name, True], cells[name, False]) for name in plans}
+    shape = {d: bench.gain(world, cells["tas", d], cells["uniform", d]) for d in (True, False)}
+    figures = {
+        "steps": options.train_steps,
+        "macs": {name: costs.cost(found).macs for name, found in plans.items()},
+        "top1": {f"{n}, {'taught' if d else 'labels'}": r["top1"] for (n, d), r in cells.items()},
+        "gain_of_teacher": {name: three(gain) for name, gain in teacher.items()},
+        "gain_of_plan": {
+            "taught" if distils else "labels": three(gain) for distils, gain in shape.items()
+        },
+    }
+    return all(gain.low > 0 for gain in teacher.values()), figures
+
+
+def _autocompressed(bench: TrainingBench, world: World) -> Trial:
+    """Return the best trial within the bound whose network ADMM left."""
+    options = bench.options
+    settings = {
+        "rounds": options.rounds,
+        "admm_steps": options.admm_steps,
+        "retrain_steps": options.retrain_steps,
+        # Purification is a claim of its own.
+        "purify": False,
+    }
+    found = world.search("autocompress", options.seed, options.budget, settings)
+    within = [t for t in found.trials if found.problem.rank_key(t)[0] <= 0]
+    trained = [trial for trial in within if trial.base is not None]
+    if not trained:
+        raise RuntimeError("AutoCompress measured no plan within the bound after ADMM")
+    return min(trained, key=found.problem.rank_key)
+
+
+def _params_world(bench: TrainingBench) -> World:
+    bound = Constraint(metric="params", at_most=LEAST_PARAMS, relative_to="baseline")
+    return bench.world("params-trained", Setting((bound,), FINE))
+
+
+def _start(world: World, trial: Trial) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        start = start_of(trial, world.context)
+        return apply(start.rest, start.context).model
+
+    return make
+
+
+def admm(bench: TrainingBench) -> tuple[bool, Row]:
+    """Annealing and ADMM against uniform L1 of the same size, at equal steps after and in all."""
+    options, world = bench.options, _params_world(bench)
+    trial = _autocompressed(bench, world)
+    costs = world.context.survey.costs
+    params = costs.cost(trial.plan).params
+    # What rounding leaves is the peer's: the narrowest share that is no smaller than ours.
+    wider = [p for p in uniform_plans(world, "l1") if costs.cost(p).params >= params]
+    uniform = wider[-1]
+    before = options.rounds * (3 * options.admm_steps + options.retrain_steps)
+    ours = bench.trained(
+        world,
+        f"plan {trial.plan.digest} of {trial.base}",
+        _start(world, trial),
+        steps=options.train_steps,
+    )
+    name, make = f"plan {uniform.digest}", network(world, uniform)
+    short = bench.trained(world, name, make, steps=options.train_steps)
+    long = bench.trained(world, name, make, steps=before + options.train_steps)
+    gains = {"equal_steps_in_all": bench.gain(world, ours, long)}
+    gains["equal_steps_after"] = bench.gain(world, ours, short)
+    figures = {
+        "budget": options.budget,
+        "steps": {"before": before, "after": options.train_steps},
+        "params": {"admm": params, "l1": costs.cost(uniform).params},
+        "params_share": round(params / world.context.survey.summary["params"], 4),
+        "macs": {"admm": costs.cost(trial.plan).macs, "l1": costs.cost(uniform).macs},
+        "top1": {"admm": ours["top1"], "l1": short["top1"], "l1, steps in all": long["top1"]},
+        "gain": {name: three(gain) for name, gain in gains.items()},
+    }
+    return gains["equal_steps_in_all"].low > 0, figures
+
+
+def purification(bench: TrainingBench) -> tuple[bool, Row]:
+    """What can be dropped of the network that ADMM left, judged on images of the training split."""
+    world = _params_world(bench)
+    trial = _autocompressed(bench, world)
+    context, model = world.context, _start(world, trial)()
+    context.recalibrate(model)
+    couplings = tuple(
+        context.context_of(
+            model, survey(model, context.spec.model.input_shape)
+        ).module.rankings.couplings.values()
+    )
+    images, labels = context.data.part("train")
+    few = (images[:2000], None if labels is None else labels[:2000])
+
+    def points(network: nn.Module) -> float:
+        return (
+            100 * accuracy(context.score_module(network, few[0]), few[1], None, "search")[0].value
+        )
+
+    found = purify(
+        model,
+        couplings,
+        {coupling.name: range(1, coupling.channels + 1) for coupling in couplings},
+        recalibrate=context.recalibrate,
+        score=points,
+    )
+    images, labels = context.part(Fidelity.FULL)
+    assert labels is not None
+    logits = [context.score_module(network, images) for network in (found.model, model)]
+    gain = top1_gain(logits[0], logits[1], labels)
+    figures = {
+        "removed_channels": found.removed,
+        "threshold": found.threshold,
+        "params": [count_params(model), count_params(found.model)],
+        "training_points": [round(found.before, 3), round(found.after, 3)],
+        "search_validation_gain": three(gain),
+    }
+    return found.removed > 0 and gain.value >= -0.1, figures
+
+
+PARTS: Mapping[str, Callable[[TrainingBench], tuple[bool, Row]]] = {
+    "pruning_net": pruning_net,
+    "tas": tas,
+    "distillation": distillation,
+    "admm": admm,
+    "purification": purification,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Try the parts that were asked for; each records its own line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-files", type=int, default=2, help="fifths of the training images")
+    parser.add_argument("--nets", type=int, default=15)
+    parser.add_argument("--net-steps", type=int, default=250, help="of the PruningNet")
+    parser.add_argument("--scratch-steps", type=int, default=80)
+    parser.add_argument("--tas-steps", type=int, default=150, help="pairs of steps")
+    parser.add_argument("--train-steps", type=int, default=150, help="of every plan")
+    parser.add_argument("--budget", type=int, default=30, help="of AutoCompress")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--admm-steps", type=int, default=40, help="at each of three penalties")
+    parser.add_argument("--retrain-steps", type=int, default=80)
+    parser.add_argument("--work", type=Path, default=Path(".work"))
+    parser.add_argument("--dry", action="store_true", help="print the figures, record nothing")
+    options = parser.parse_args(arguments)
+    folder = real_data_folder()
+    if folder is None:
+        raise SystemExit("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    bench = TrainingBench(folder, options, FinishedRows(options.work, "trained"))
+    for part in options.parts:
+        begin = time.perf_counter()
+        passed, figures = PARTS[part](bench)
+        print(part, passed, figures, flush=True)
+        if options.dry:
+            continue
+        record(
+            "agents_claims_trained",
+            passed=passed,
+            seed=options.seed,
+            part=part,
+            verdict="reproduced" if passed else "not reproduced",
+            train_images=10_000 * options.train_files,
+            wall_s=round(time.perf_counter() - begin),
+            **figures,
+        )
+
+
+if __name__ == "__main__":
+    main()
