@@ -22,6 +22,11 @@ def _measurement(trial: Trial) -> Measurement:
     return trial.outcome.measurement
 
 
+def _estimated(problem: Problem, measurement: Measurement) -> bool:
+    readings = (objective.reading(measurement) for objective in problem.objectives)
+    return any(reading is not None and reading.estimated for reading in readings)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParetoFront:
     """Feasible, non-dominated trials in a deterministic order.
@@ -37,11 +42,16 @@ class ParetoFront:
 
     @staticmethod
     def of(problem: Problem, trials: Iterable[Trial]) -> ParetoFront:
-        """Return the front of the measured, feasible trials."""
+        """Return the front of the measured, feasible trials.
+
+        A trial whose objective was estimated is not measured; a bound may be held by estimates.
+        """
         candidates = [
             (problem.losses(_measurement(trial)), trial)
             for trial in trials
-            if isinstance(trial.outcome, Measured) and problem.feasible(_measurement(trial))
+            if isinstance(trial.outcome, Measured)
+            and problem.feasible(_measurement(trial))
+            and not _estimated(problem, _measurement(trial))
         ]
         candidates.sort(key=lambda pair: (pair[0], pair[1].plan.digest, pair[1].number))
         members: list[Trial] = []

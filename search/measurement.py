@@ -40,7 +40,7 @@ class Reading:
         n: Number of inputs scored or runs timed; 1 for exact quantities.
         device: Where it was timed; None for metrics that are not timed. A timed metric without
             a device cannot be constructed.
-        statistic: `p50` or `p95` for timed metrics, else None.
+        statistic: One of `STATISTICS` for timed metrics, else None.
         split: Which data an accuracy is of: `search` (search-validation) or `test` (held out).
         ratio: Value over the dense baseline's, measured beside it; None where that has no sense.
         estimated: True when predicted, never on the front.

@@ -51,14 +51,49 @@ METRICS: Mapping[str, Metric] = {
             unit="ms",
             direction="minimize",
             timed=True,
-            summary="Time of one inference, batch 1, on a named device.",
+            summary="Time of one inference of the device's batch, in turns with the baseline.",
+        ),
+        Metric(
+            name="latency_hot_ms",
+            unit="ms",
+            direction="minimize",
+            timed=True,
+            summary="Time of one inference of the device's batch, many times in a row.",
         ),
         Metric(
             name="throughput",
             unit="1/s",
             direction="maximize",
             timed=True,
-            summary="Inferences per second at batch 1: 1000 / latency_ms.",
+            summary="Inputs per second: 1000 x batch / latency_ms.",
+        ),
+        Metric(
+            name="load_ms",
+            unit="ms",
+            direction="minimize",
+            timed=True,
+            summary="Time in which the runtime loads the file, in a fresh process.",
+        ),
+        Metric(
+            name="first_inference_ms",
+            unit="ms",
+            direction="minimize",
+            timed=True,
+            summary="Time of the first inference after loading, in a fresh process.",
+        ),
+        Metric(
+            name="peak_memory_bytes",
+            unit="bytes",
+            direction="minimize",
+            timed=True,
+            summary="Most memory that loading and running add to a process on a named device.",
+        ),
+        Metric(
+            name="energy_mj",
+            unit="mJ",
+            direction="minimize",
+            timed=True,
+            summary="Energy of the processor package during one inference; where it has a counter.",
         ),
         Metric(
             name="macs",
@@ -101,4 +136,7 @@ METRICS: Mapping[str, Metric] = {
         ),
     )
 }
+STATISTICS = ("p50", "p95", "p99")
+"""What a reading of a timed metric may be of its values."""
+
 ACCURACIES = ("top1", "top5", "agreement")

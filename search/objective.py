@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from search.errors import ProblemInvalid
 from search.measurement import Measurement, Reading
-from search.metric import METRICS, Direction
+from search.metric import METRICS, STATISTICS, Direction
 
 Relation = Literal["baseline", "baseline_difference"]
 
@@ -19,8 +19,10 @@ def _check_metric(metric: str, device: str | None, statistic: str | None) -> Non
     if METRICS[metric].timed:
         if device is None:
             raise ProblemInvalid(f"Metric {metric!r} is timed: name the device it is meant for")
-        if statistic not in ("p50", "p95"):
-            raise ProblemInvalid(f"Metric {metric!r}: statistic is {statistic!r}; use p50 or p95")
+        if statistic not in STATISTICS:
+            raise ProblemInvalid(
+                f"Metric {metric!r}: statistic is {statistic!r}; use one of {', '.join(STATISTICS)}"
+            )
     elif device is not None or statistic is not None:
         raise ProblemInvalid(f"Metric {metric!r} is not timed: it takes no device, no statistic")
 
@@ -33,7 +35,7 @@ class Objective:
         metric: Name in `METRICS`.
         direction: Which way is wanted.
         device: For timed metrics.
-        statistic: For timed metrics, `p50` or `p95`.
+        statistic: For timed metrics, one of `STATISTICS`.
     """
 
     metric: str
@@ -78,7 +80,7 @@ class Constraint:
         at_least: Lower bound.
         relative_to: How the bound refers to the baseline; None for an absolute bound.
         device: For timed metrics.
-        statistic: For timed metrics, `p50` or `p95`.
+        statistic: For timed metrics, one of `STATISTICS`.
     """
 
     metric: str

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from search.budget import Budget, Spent
@@ -7,7 +9,8 @@ from search.budget import Budget, Spent
 
 @pytest.mark.parametrize("limit", ["trials", "wall_s", "device_s"])
 def test_any_limit_ends_it(limit: str) -> None:
-    budget = Budget(**{limit: 10})
+    limits: dict[str, Any] = {limit: 10}
+    budget = Budget(**limits)
     assert not budget.exhausted(Spent(**{limit: 9}))
     assert budget.exhausted(Spent(**{limit: 10}))
     assert budget.exhausted(Spent(**{limit: 11}))
