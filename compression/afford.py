@@ -1,4 +1,4 @@
-"""What a job can afford of what it allows: methods that want data it has not are left out."""
+"""What a job can afford of what it allows: methods that want what it has not are left out."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ class Means:
         labels: Whether its data are labelled.
         calibration: Images for activation ranges and activations.
         training: Images to learn from.
+        float_only: Devices that the job names and on whose runtime INT8 files do not run, in
+            order.
     """
 
     labels: bool = True
     calibration: int = 1
     training: int = 1
+    float_only: tuple[str, ...] = ()
 
 
 def affordable(methods: Methods, means: Means) -> tuple[Methods, tuple[str, ...]]:
@@ -67,16 +70,16 @@ def affordable(methods: Methods, means: Means) -> tuple[Methods, tuple[str, ...]
         "factorize": keep("factorize", methods.factorize, needs_images("factorize")),
         "sparsify": keep("sparsify", methods.sparsify, needs_images("sparsify")),
     }
+
+    def method(name: str) -> str | None:
+        if name == "quantize" and means.float_only:
+            return f"INT8 files do not run on {', '.join(means.float_only)}"
+        if name in ("quantize", "merge_pool") and no_images:
+            return no_images
+        return "none of its ways is affordable" if name in empty else None
+
     empty = {kind for kind in ("factorize", "sparsify") if not changed[kind]}
-    allow = keep(
-        "method",
-        methods.allow,
-        lambda name: (
-            no_images
-            if name in ("quantize", "merge_pool")
-            else ("none of its ways is affordable" if name in empty else None)
-        ),
-    )
+    allow = keep("method", methods.allow, method)
     if not allow:
         raise PlanInvalid(f"No method is left: {'; '.join(notes)}")
     if methods.refit != "none" and no_images:

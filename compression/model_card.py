@@ -40,6 +40,8 @@ class MetricRow:
         change: Ratio or difference with its own interval, from paired measurements.
         change_kind: What `change` is.
         conditions: Split, device, statistic: whatever the number holds for.
+        macs_ratio: Of times: multiply-adds over the original network's, to be seen beside what
+            was gained by them.
     """
 
     metric: str
@@ -49,6 +51,7 @@ class MetricRow:
     change: Interval | None = None
     change_kind: str = "ratio"
     conditions: str = ""
+    macs_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,9 @@ class LayerRow:
         macs_before: Multiply-adds for one input in the original network.
         macs_after: Multiply-adds here.
         precision: `int8` or `float32`.
+        ms_before: Median time of the layer in one inference of the original network, by the
+            runtime's own counters on `ModelCard.profiled_on`; None where it was not counted.
+        ms_after: The same of this checkpoint.
     """
 
     name: str
@@ -72,6 +78,27 @@ class LayerRow:
     macs_before: int
     macs_after: int
     precision: str
+    ms_before: float | None = None
+    ms_after: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRow:
+    """What the deployed graph does on the runtime of one device.
+
+    Attributes:
+        device: Name.
+        runtime: Its runtime.
+        agreement: Share of inputs on which it decides like the graph on ONNX Runtime.
+        difference: Largest difference to its outputs there, over their largest size.
+        scores: Accuracies on held-out data, by metric.
+    """
+
+    device: str
+    runtime: str
+    agreement: float
+    difference: float
+    scores: Mapping[str, Interval]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +131,8 @@ class ModelCard:
         preprocessing: From stored pixels to inputs.
         metrics: One row a metric.
         layers: One row a layer, in forward order.
+        profiled_on: Device of the layers' times; empty where there are none.
+        devices: One row a device whose runtime is not the one that `metrics` were scored on.
         steps: In the order they ran.
         data: Dataset facts by name, e.g. `{"dataset": "cifar10", "test rows": "5000"}`.
         seed: Seed of the job.
@@ -119,6 +148,8 @@ class ModelCard:
     preprocessing: Preprocessing
     metrics: Sequence[MetricRow]
     layers: Sequence[LayerRow] = ()
+    profiled_on: str = ""
+    devices: Sequence[DeviceRow] = ()
     steps: Sequence[StepRow] = ()
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seed: int
@@ -160,8 +191,13 @@ def render_readme(card: ModelCard, sizes: Mapping[str, int]) -> str:
         "## Files\n\n"
         + _table(["file", "bytes"], [[_code(n), f"{s:,}"] for n, s in sizes.items()]),
     ]
+    if card.devices:
+        parts.append(
+            "## On each device\n\nAccuracies under Results are those of ONNX Runtime; these are of "
+            "the same graph on other runtimes.\n\n" + _device_table(card.devices)
+        )
     if card.layers:
-        parts.append("## Layers\n\n" + _layer_table(card.layers))
+        parts.append("## Layers\n\n" + _layer_table(card.layers, card.profiled_on))
     if card.steps:
         parts.append("## What each step cost\n\n" + _step_table(card.steps))
     facts = {**card.data, "seed": str(card.seed), "source SHA-256": card.source_digest or "none"}
@@ -207,7 +243,7 @@ def _metric_table(rows: Sequence[MetricRow]) -> str:
             _text(f"{row.metric} ({row.unit})" if row.unit else row.metric),
             _interval(row.baseline),
             _interval(row.result),
-            f"{row.change_kind} {_interval(row.change)}" if row.change else "",
+            _change(row),
             str(row.result.n),
             _text(row.conditions),
         ]
@@ -216,7 +252,31 @@ def _metric_table(rows: Sequence[MetricRow]) -> str:
     return _table(["metric", "baseline", "this checkpoint", "change", "n", "conditions"], cells)
 
 
-def _layer_table(rows: Sequence[LayerRow]) -> str:
+def _change(row: MetricRow) -> str:
+    words = [f"{row.change_kind} {_interval(row.change)}"] if row.change else []
+    if row.macs_ratio is not None:
+        words.append(f"MACs: ratio {_number(row.macs_ratio)}")
+    return "; ".join(words)
+
+
+def _device_table(rows: Sequence[DeviceRow]) -> str:
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.scores))
+    cells = [
+        [
+            _text(row.device),
+            _text(row.runtime),
+            *(_interval(row.scores.get(metric)) for metric in metrics),
+            f"{row.agreement:.2%}",
+            f"{row.difference:.1e}",
+        ]
+        for row in rows
+    ]
+    header = ["device", "runtime", *metrics, "decides alike", "largest difference"]
+    return _table(header, cells)
+
+
+def _layer_table(rows: Sequence[LayerRow], profiled_on: str) -> str:
+    header = ["layer", "decision", "parameters", "MACs", "precision"]
     cells = [
         [
             _code(row.name),
@@ -227,7 +287,18 @@ def _layer_table(rows: Sequence[LayerRow]) -> str:
         ]
         for row in rows
     ]
-    return _table(["layer", "decision", "parameters", "MACs", "precision"], cells)
+    if not profiled_on:
+        return _table(header, cells)
+    times = [[f"{_ms(row.ms_before)} -> {_ms(row.ms_after)}"] for row in rows]
+    table = _table([*header, "ms"], [c + t for c, t in zip(cells, times, strict=True)])
+    return (
+        f"Milliseconds are the runtime's own counts on {_text(profiled_on)}: good to compare "
+        f"layers by, not to add up.\n\n{table}"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "not counted" if value is None else f"{value:.3f}"
 
 
 def _step_table(rows: Sequence[StepRow]) -> str:

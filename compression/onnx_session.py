@@ -40,6 +40,15 @@ def open_session(onnx: bytes, *, threads: int = 1, optimize: bool = True) -> Any
     Raises:
         RUNTIME_ERRORS: The runtime cannot load the graph.
     """
+    options = session_options(threads=threads)
+    if not optimize:
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = level
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def session_options(*, threads: int) -> Any:
+    """Return `onnxruntime.SessionOptions` as every session of ours has them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -47,10 +56,7 @@ def open_session(onnx: bytes, *, threads: int = 1, optimize: bool = True) -> Any
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3
-    if not optimize:
-        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.graph_optimization_level = level
-    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def run_batches(

@@ -7,9 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from compression.decisions import Quantize
+from compression.primitives.quantize import quantize_onnx
 
-def conv_net(width: int = 4, depth: int = 2, *, classes: int = 3, size: int = 8) -> bytes:
-    """Return a network of 3x3 convolutions on `3 x size x size` inputs, dynamic batch."""
+
+def conv_net(
+    width: int = 4,
+    depth: int = 2,
+    *,
+    classes: int = 3,
+    size: int = 8,
+    batch: int | None = None,
+) -> bytes:
+    """Return a network of 3x3 convolutions on `3 x size x size` inputs; any batch, or this one."""
     rng = np.random.default_rng(0)
     nodes, weights, last, channels = [], [], "input", 3
     for index in range(depth):
@@ -26,7 +36,14 @@ def conv_net(width: int = 4, depth: int = 2, *, classes: int = 3, size: int = 8)
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "head"], ["logits"]),
     ]
-    return _file(nodes, weights, ["n", 3, size, size], ["n", classes], TensorProto.FLOAT)
+    rows = batch or "n"
+    return _file(nodes, weights, [rows, 3, size, size], [rows, classes], TensorProto.FLOAT)
+
+
+def integer_conv_net(width: int = 8) -> bytes:
+    """Return the INT8 form of `conv_net`, calibrated on random inputs."""
+    inputs = np.random.default_rng(0).standard_normal((8, 3, 8, 8), dtype=np.float32)
+    return quantize_onnx(conv_net(width), inputs, Quantize())
 
 
 def integer_net() -> bytes:

@@ -20,6 +20,7 @@ from compression.decisions import (
     Sparsify,
 )
 from compression.model_card import (
+    DeviceRow,
     Interval,
     LayerRow,
     MetricRow,
@@ -36,7 +37,12 @@ from search.trial import Trial
 from workers.context import JobContext
 from workers.meters.accuracy import accuracy
 from workers.meters.fingerprint import fingerprint
+from workers.meters.layer_profile import LayerTime
+from workers.on_device import OnDevice
 from workers.recovered import Recovered
+
+Profile = tuple[Sequence[LayerTime], Sequence[LayerTime]]
+"""Layers' times of the dense model and of the result."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,6 +57,9 @@ class CardFacts:
         labels: Its labels; None for unlabelled data.
         drop: Paired loss of top-1; None for unlabelled data.
         agreement: Share of search images on which file and module decide alike.
+        on_devices: What the file does on the runtimes of other devices.
+        profiles: Layers' times of the dense model and of the result, by device, the device that
+            the card shows first.
     """
 
     trial: Trial
@@ -60,6 +69,8 @@ class CardFacts:
     labels: NDArray[np.int64] | None
     drop: Spread | None
     agreement: float
+    on_devices: Sequence[OnDevice] = ()
+    profiles: Mapping[str, Profile] = dataclasses.field(default_factory=dict)
 
 
 def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
@@ -68,6 +79,7 @@ def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
     counts = context.data.counts()
     warnings = dict.fromkeys(r.warning for r in facts.readings if r.warning)
     device = fingerprint(spec.devices[0])
+    profiled_on = next(iter(facts.profiles), "")
     return ModelCard(
         name=f"{spec.name} {plan.digest[:12]}",
         source_name=spec.model.architecture,
@@ -75,7 +87,20 @@ def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
         input_shape=spec.model.input_shape,
         preprocessing=spec.model.preprocessing,
         metrics=_metrics(facts),
-        layers=_layers(plan, facts.recovered.fall_back or {}, context),
+        layers=_layers(
+            plan, facts.recovered.fall_back or {}, facts.profiles.get(profiled_on), context
+        ),
+        profiled_on=profiled_on,
+        devices=[
+            DeviceRow(
+                device=row.device,
+                runtime=row.runtime,
+                agreement=row.agreement,
+                difference=row.difference,
+                scores={reading.metric: _interval(reading) for reading in row.readings},
+            )
+            for row in facts.on_devices
+        ],
         steps=_steps(facts),
         data={
             "dataset": spec.dataset.name or (spec.dataset.data or ""),
@@ -107,6 +132,7 @@ def _metrics(facts: CardFacts) -> list[MetricRow]:
         r.metric: _interval(r)
         for r in accuracy(facts.dense_logits, facts.labels, facts.dense_logits, "test")
     }
+    macs = next((r.ratio for r in facts.readings if r.metric == "macs"), None)
     rows = []
     for reading in facts.readings:
         baseline = dense.get(reading.metric) or _baseline(reading)
@@ -128,6 +154,7 @@ def _metrics(facts: CardFacts) -> list[MetricRow]:
                 else Interval(value=change.value, low=change.low, high=change.high),
                 change_kind=kind,
                 conditions=", ".join(part for part in place if part),
+                macs_ratio=macs.value if macs and reading.metric == "latency_ms" else None,
             )
         )
     return rows
@@ -145,11 +172,14 @@ def _interval(reading: Reading) -> Interval:
     return Interval(value=reading.value, low=reading.low, high=reading.high, n=reading.n)
 
 
-def _layers(plan: Plan, fall_back: Mapping[str, Any], context: JobContext) -> list[LayerRow]:
+def _layers(
+    plan: Plan, fall_back: Mapping[str, Any], profile: Profile | None, context: JobContext
+) -> list[LayerRow]:
     costs = context.survey.costs
     before, after = costs.layer_costs(Plan()), costs.layer_costs(plan)
     quantize = plan.quantize()
     reasons = {row["name"]: row["reason"] for row in fall_back.get("layers", ())}
+    ms_before, ms_after = ({}, {}) if profile is None else map(_times_by_layer, profile)
     rows = []
     for layer in costs.layers:
         if layer.op not in ("conv", "linear"):
@@ -167,9 +197,15 @@ def _layers(plan: Plan, fall_back: Mapping[str, Any], context: JobContext) -> li
                 macs_before=before[layer.name].macs,
                 macs_after=after[layer.name].macs,
                 precision="int8" if is_int else "float32",
+                ms_before=ms_before.get(layer.name),
+                ms_after=ms_after.get(layer.name),
             )
         )
     return rows
+
+
+def _times_by_layer(rows: Sequence[LayerTime]) -> dict[str, float]:
+    return {row.name: row.median_ms for row in rows}
 
 
 def _decision(plan: Plan, layer: str, before: PlanCost, after: PlanCost) -> str:

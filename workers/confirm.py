@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from compression.export import parity
 from compression.plan import Plan
 from search.measurement import Measured, Measurement, Outcome, Reading
 from search.trial import Fidelity, Trial
-from workers.card import CardFacts, model_card
+from workers.card import CardFacts, Profile, model_card
 from workers.context import JobContext
 from workers.meters.accuracy import accuracy, accuracy_drop
+from workers.meters.layer_profile import can_profile, layer_profile
+from workers.on_device import INT8_AGREEMENT, check_on_device, runtimes_to_check
 from workers.readings import arithmetic, deployed_readings
 from workers.recovered import Recovered, load_recovered
 from workers.rungs import PARITY_TOLERANCE
@@ -32,20 +36,19 @@ TIMING_S = 20.0
 """Longest timing of a result, per device."""
 
 ROLES = {"onnx": "model.onnx", "coded": "model.ppz", "report": "report.json"}
-"""Files of a checkpoint that can also be pulled alone."""
-
-INT8_AGREEMENT = 0.9
-"""Least share of inputs on which an INT8 file must decide like the module it was made of."""
+"""Files of a checkpoint that can also be pulled alone, by role."""
 
 
 def confirm(trial: Trial, context: JobContext, steps: Steps) -> Outcome:
     """Confirm a recovered trial (`base` is its manifest), or measure the dense model alike.
 
     The checkpoint is written from the same files, and the roles `checkpoint`, `onnx`, `coded` and
-    `report` name its parts.
+    `report` name its parts. The role `profile` names layers' times as JSON:
+    `{device: {"baseline": [row], "candidate": [row]}}`, rows as in `LayerTime`.
 
     Raises:
-        NotCertified: The deployed file does not do what the rebuilt module does.
+        NotCertified: The deployed file does not do what the rebuilt module does, on ONNX Runtime
+            or on the runtime of a device that the job names.
         CheckpointInvalid: The checkpoint does not load in a clean interpreter.
     """
     if trial.base is None:
@@ -61,6 +64,13 @@ def confirm(trial: Trial, context: JobContext, steps: Steps) -> Outcome:
     with steps.step("encode"):
         container = encode_onnx(recovered.onnx)
     readings, logits = _measured(recovered.onnx, container, recovered.plan, trial, context, steps)
+    with steps.step("parity"):
+        integers = recovered.plan.quantize() is not None
+        on_devices = [
+            check_on_device(device, recovered.onnx, context, integers=integers)
+            for device in runtimes_to_check(context)
+        ]
+    profiles = _profiles(recovered.onnx, trial, context, steps)
     _, labels = context.part(Fidelity.CONFIRMED)
     dense = context.dense_logits(Fidelity.CONFIRMED)
     facts = CardFacts(
@@ -71,6 +81,8 @@ def confirm(trial: Trial, context: JobContext, steps: Steps) -> Outcome:
         labels=labels,
         drop=None if labels is None else accuracy_drop(logits, dense, labels),
         agreement=agreement,
+        on_devices=on_devices,
+        profiles=profiles,
     )
     with steps.step("write"):
         files = assemble(
@@ -94,6 +106,7 @@ def confirm(trial: Trial, context: JobContext, steps: Steps) -> Outcome:
             ("report", "report.json"),
         ):
             steps.artifacts[role] = context.store.put(files[name])
+        steps.artifacts["profile"] = context.store.put(_profile_json(profiles))
     return Measured(Measurement(tuple(readings)))
 
 
@@ -124,6 +137,37 @@ def _measured(
         every=True,
     )
     return readings, logits
+
+
+def _profiles(
+    deployed: bytes, trial: Trial, context: JobContext, steps: Steps
+) -> dict[str, Profile]:
+    """Return the layers' times of the dense model and the result, on devices that count them.
+
+    Devices that the job names come first: the card shows the first.
+    """
+    named = context.timed_devices()
+    others = [device for device in context.spec.devices if device not in named]
+    found: dict[str, Profile] = {}
+    for device in filter(can_profile, [*named, *others]):
+        with context.quiet.alone(), steps.step("profile"):
+            before, after = (
+                layer_profile(file, device, seed=trial.seed)
+                for file in (context.dense_onnx, deployed)
+            )
+        found[device.name] = before, after
+    return found
+
+
+def _profile_json(profiles: Mapping[str, Profile]) -> bytes:
+    document = {
+        device: {
+            "baseline": [row.to_json() for row in before],
+            "candidate": [row.to_json() for row in after],
+        }
+        for device, (before, after) in profiles.items()
+    }
+    return json.dumps(document).encode()
 
 
 def _check_parity(model: nn.Module, recovered: Recovered, context: JobContext) -> float:

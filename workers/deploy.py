@@ -14,8 +14,10 @@ from compression.plan import Plan
 from compression.primitives.float_layers import FloatLayers, choose_float_layers
 from compression.primitives.quantize import quantize_onnx
 from compression.site import MODEL_SITE
+from search.device import DeviceSpec
 from search.trial import Fidelity, Trial
 from workers.context import JobContext
+from workers.meters import runs_int8
 from workers.meters.accuracy import accuracy
 from workers.meters.latency import time_onnx
 from workers.steps import Steps
@@ -32,8 +34,8 @@ FALL_BACK_TIMING_S = 2.0
 
 def needs_file(context: JobContext) -> bool:
     """Whether a bound is on something only the deployed file has."""
-    names = ("runtime_bytes", "download_bytes", "resident_bytes", "latency_ms", "throughput")
-    return any(context.named(name) for name in names)
+    sizes = ("runtime_bytes", "download_bytes", "resident_bytes")
+    return any(context.named(name) for name in sizes) or bool(context.timed_devices())
 
 
 def deploy(model: nn.Module, plan: Plan, context: JobContext, steps: Steps) -> bytes:
@@ -65,6 +67,20 @@ def activations(context: JobContext) -> NDArray[np.float32]:
     return inputs
 
 
+def fall_back_device(context: JobContext) -> DeviceSpec:
+    """Return where it is timed whether a layer is faster in float.
+
+    The first device that the job's objectives and bounds name and that can be timed from here with
+    INT8 files; the first of the job's devices where there is none.
+    """
+    here = (
+        device
+        for device in context.timed_devices()
+        if device.place == "local" and runs_int8(device.runtime)
+    )
+    return next(here, context.spec.devices[0])
+
+
 def quantized(
     float_file: bytes, plan: Plan, trial: Trial, context: JobContext, steps: Steps
 ) -> tuple[Plan, FloatLayers]:
@@ -79,16 +95,14 @@ def quantized(
         )
         return readings[0].value
 
-    def median_ms(file: bytes) -> float:
+    device = fall_back_device(context)
+
+    def ratio(file: bytes, other: bytes) -> tuple[float, float, float]:
         with context.quiet.alone():
-            result = time_onnx(
-                file,
-                float_file,
-                context.spec.devices[0],
-                seed=trial.seed,
-                max_seconds=FALL_BACK_TIMING_S,
-            )
-        return result.readings[0].value
+            found = time_onnx(
+                file, other, device, seed=trial.seed, max_seconds=FALL_BACK_TIMING_S
+            ).ratio
+        return found.value, found.low, found.high
 
     with steps.step("quantize"):
         found = choose_float_layers(
@@ -98,7 +112,7 @@ def quantized(
             score=score,
             float_score=score(float_file),
             tolerance=INT8_TOLERANCE,
-            time=median_ms,
+            ratio=ratio,
         )
     chosen = dataclasses.replace(decision, keep_float=found.names)
     return plan.with_decision(MODEL_SITE, chosen), found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compression.artifact import Digest
+from compression.errors import NotCertified
 
 
 class WorkerError(Exception):
@@ -22,3 +23,7 @@ class LeaseLost(WorkerError):
 
 class DeviceUnknown(WorkerError, ValueError):
     """No device or runtime of this name exists here."""
+
+
+class FileRefused(WorkerError, NotCertified, ValueError):
+    """A runtime cannot run a file; the message says what it cannot do."""

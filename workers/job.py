@@ -157,11 +157,13 @@ class Scoring:
         recalibration_images: Of the calibration split, for BatchNorm and activation ranges.
         proxy_images: Of the search split, at most.
         parity_images: Inputs on which the deployed file is compared with the torch model.
+        prune_hopeless: Proposals whose latency is foretold to miss its bound are not measured.
     """
 
     recalibration_images: int = 1000
     proxy_images: int = 2000
     parity_images: int = 16
+    prune_hopeless: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

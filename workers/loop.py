@@ -12,6 +12,7 @@ from search.agent import Agent
 from search.budget import Budget
 from search.trial import FINALIST_AGENT, FINISHED, SEARCH_FIDELITIES, Fidelity, Trial, TrialState
 from workers.executor import CHECKPOINT, Executor, Finished, Lost, Progress, Work
+from workers.latency_book import PRUNED, LatencyBook
 from workers.ledger import Ledger
 from workers.memory import REMEMBERED, JobMemory
 
@@ -36,6 +37,7 @@ def run(
     parallelism: int = 1,
     thinking: Callable[[], AbstractContextManager[None]] = nullcontext,
     memory: JobMemory | None = None,
+    latency: LatencyBook | None = None,
 ) -> Ending:
     """Run or resume the search phase of a job until its budget is spent.
 
@@ -49,6 +51,9 @@ def run(
         parallelism: Trials at once; also bounded by the executor's slots.
         thinking: Entered while the agent computes, so that nothing is timed meanwhile.
         memory: What is known already; a trial that it answers counts, and takes no time.
+        latency: Foretells which trials miss a bound on latency. These are `Infeasible` without
+            having been measured: they count against the budget, so that a search ends, and take
+            no time.
 
     Returns:
         Why it ended.
@@ -56,13 +61,19 @@ def run(
     Raises:
         LeaseLost: Another conductor took over; nothing more was written.
     """
+
+    def tell(trial: Trial) -> None:
+        agent.tell([trial])
+        if latency is not None:
+            latency.learn(trial)
+
     history = [t for t in ledger.trials() if t.fidelity in TOLD and t.agent != FINALIST_AGENT]
     snapshot = ledger.snapshot()
     if snapshot is not None:
         agent.restore(snapshot)
     finished = (t for t in history if t.state in FINISHED)
     for trial in sorted(finished, key=lambda t: t.recorded or 0):
-        agent.tell([trial])
+        tell(trial)
     mine = [t for t in history if t.agent == agent_name]
     queue = [t for t in mine if t.state not in FINISHED]
     proposed = _counted(mine)
@@ -89,11 +100,14 @@ def run(
             first = queue.pop(0)
             work = Work(trial=first, attempt=ledger.start(first))
             known = answered(work, ledger, memory)
+            if known is None and latency is not None:
+                with thinking():
+                    known = pruned(work, ledger, latency)
             if known is None:
                 executor.submit(work)
                 running += 1
             else:
-                agent.tell([known])
+                tell(known)
                 at_once, waiting = True, False
         if at_once:
             continue
@@ -103,7 +117,7 @@ def run(
             running -= 1
             waiting = False
             if ended is not None and ended.state in FINISHED:
-                agent.tell([ended])
+                tell(ended)
             elif ended is not None:
                 queue.append(ended)
 
@@ -126,6 +140,16 @@ def answered(work: Work, ledger: Ledger, memory: JobMemory | None) -> Trial | No
             seconds={REMEMBERED: 0.0},
         )
     )
+
+
+def pruned(work: Work, ledger: Ledger, latency: LatencyBook) -> Trial | None:
+    """Record a trial that is hopeless by what is known of latency; None where it is not."""
+    verdict = latency.hopeless(work.trial)
+    if verdict is None:
+        return None
+    trial = ledger.record(Finished(work=work, outcome=verdict))
+    ledger.event(PRUNED, {"trial_id": work.trial.id, "reason": verdict.reason})
+    return trial
 
 
 def collect(

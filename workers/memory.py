@@ -46,6 +46,9 @@ REMEMBERED = "remembered"
 WHO = frozenset({"finalists", "short_finalists", "race", "race_reduction"})
 """Fields of the recovery that say who is recovered, not how."""
 
+WHICH = frozenset({"prune_hopeless"})
+"""Fields of the scoring that say which trials are scored, not how."""
+
 SEEDLESS_SELECTORS = frozenset({"l1", "l2", "bn_scale", "fpgm", "fisher", "taylor", "apoz"})
 """Selectors that draw nothing."""
 
@@ -206,11 +209,12 @@ class JobMemory:
         follows from the trial's number in its job, so no training would ever be found again.
         """
         spec = self.spec
+        scoring = dataclasses.asdict(spec.scoring)
         data: dict[str, Any] = {
             "code": code_version(),
             "model": spec.model.to_json(),
             "dataset": spec.dataset.to_json(),
-            "scoring": dataclasses.asdict(spec.scoring),
+            "scoring": {f: v for f, v in scoring.items() if f not in WHICH},
             "refit": spec.methods.refit,
             "fidelity": fidelity.value,
             "base": base,

@@ -43,6 +43,7 @@ from workers import loop
 from workers.errors import WorkerError
 from workers.executor import Executor
 from workers.job import JobSpec
+from workers.latency_book import LatencyBook
 from workers.ledger import RUNGS, Ledger
 from workers.memory import JobMemory
 from workers.race import Race
@@ -125,6 +126,7 @@ def run_job(run: JobRun) -> JobEnd:
         run.ledger.warm_start(run.memory.warm(problem.space))
     if not _enough_known(run, searched):
         agent = catalogue.create(run.spec.agent, searched, run.spec.agent_options)
+        latency = LatencyBook(run.survey.costs, run.spec.constraints, baseline)
         ending = loop.run(
             agent,
             run.executor,
@@ -134,6 +136,7 @@ def run_job(run: JobRun) -> JobEnd:
             parallelism=run.spec.parallelism,
             thinking=run.thinking,
             memory=run.memory,
+            latency=latency if run.spec.scoring.prune_hopeless else None,
         )
         if ending == "cancelled":
             return JobEnd(outcome="cancelled")

@@ -10,9 +10,20 @@ from search.device import DeviceSpec
 from search.measurement import Reading
 from search.trial import Trial
 from workers.context import JobContext
-from workers.meters.latency import LatencyResult, time_baseline, time_onnx
+from workers.handover import hand_over
+from workers.meters.energy import energy_readings
+from workers.meters.latency import DEFAULT, time_baseline, time_onnx
+from workers.meters.latency_result import LatencyResult, times_npz
 from workers.meters.size import download_bytes, resident_bytes, runtime_bytes
+from workers.meters.startup import METRICS_OF, startup_readings
+from workers.meters.virtual import virtual_readings
 from workers.steps import Steps
+
+ROUNDS = 100
+"""Per block where every reading counts: with eight blocks, enough to see a p99."""
+
+TIMES_ROLE = "times"
+"""Artifact of a confirmed trial: the raw times behind its latencies, `times_npz`."""
 
 
 def arithmetic(plan: Plan, context: JobContext) -> list[Reading]:
@@ -61,6 +72,8 @@ def timings(
     devices: Sequence[DeviceSpec],
     width: float,
     max_seconds: float,
+    rounds: int = DEFAULT.rounds,
+    processes: bool = False,
 ) -> list[LatencyResult]:
     """Time a file on devices, each time beside the dense model on a quiet node.
 
@@ -69,9 +82,11 @@ def timings(
         trial: Gives the seed.
         context: Of the job.
         steps: Takes the wall time, as `time`.
-        devices: Where.
+        devices: Where; on this machine.
         width: Relative width of the ratio's interval that is wanted.
         max_seconds: Longest timing per device.
+        rounds: Per block.
+        processes: Whether every block has a process of its own.
     """
     dense = context.dense_onnx
     results = []
@@ -79,14 +94,52 @@ def timings(
         with context.quiet.alone(), steps.step("time"):
             if deployed == dense:
                 result = time_baseline(
-                    dense, device, seed=trial.seed, max_seconds=max_seconds, width=width
+                    dense,
+                    device,
+                    seed=trial.seed,
+                    max_seconds=max_seconds,
+                    width=width,
+                    rounds=rounds,
+                    processes=processes,
                 )
             else:
                 result = time_onnx(
-                    deployed, dense, device, seed=trial.seed, max_seconds=max_seconds, width=width
+                    deployed,
+                    dense,
+                    device,
+                    seed=trial.seed,
+                    max_seconds=max_seconds,
+                    width=width,
+                    rounds=rounds,
+                    processes=processes,
                 )
         results.append(result)
     return results
+
+
+def startups(
+    deployed: bytes,
+    trial: Trial,
+    context: JobContext,
+    steps: Steps,
+    *,
+    devices: Sequence[DeviceSpec],
+    every: bool,
+) -> list[Reading]:
+    """Return what fresh processes pay on devices, and energy where a counter tells.
+
+    Arguments as for `timings`; all of it with `every`, otherwise what the job names.
+    """
+    dense = context.dense_onnx
+    readings: list[Reading] = []
+    for device in devices:
+        if every or any(context.named(metric) for metric in METRICS_OF):
+            with context.quiet.alone(), steps.step("load"):
+                readings += startup_readings(deployed, dense, device, seed=trial.seed)
+        if every or context.named("energy_mj"):
+            with context.quiet.alone(), steps.step("energy"):
+                readings += energy_readings(deployed, dense, device, seed=trial.seed)
+    return readings
 
 
 def deployed_readings(
@@ -101,11 +154,29 @@ def deployed_readings(
     container: bytes | None = None,
     every: bool = False,
 ) -> list[Reading]:
-    """Return sizes and times of a deployed file; see `sizes` and `timings`."""
+    """Return sizes and times of a deployed file; see `sizes`, `timings` and `startups`.
+
+    Files for boards are handed over to those who measure there. With `every` the raw times are
+    stored, role `TIMES_ROLE`.
+    """
+    if any(device.place == "agent" for device in devices):
+        hand_over(deployed, trial, context, steps, width=width, max_seconds=max_seconds)
+    local = [device for device in devices if device.place == "local"]
     timed = timings(
-        deployed, trial, context, steps, devices=devices, width=width, max_seconds=max_seconds
+        deployed,
+        trial,
+        context,
+        steps,
+        devices=local,
+        width=width,
+        max_seconds=max_seconds,
+        rounds=ROUNDS if every else DEFAULT.rounds,
     )
+    if every and timed:
+        steps.artifacts[TIMES_ROLE] = context.store.put(times_npz(timed))
     return [
         *sizes(deployed, container, context, steps, every=every),
         *(reading for result in timed for reading in result.readings),
+        *startups(deployed, trial, context, steps, devices=local, every=every),
+        *virtual_readings(trial.plan, context),
     ]

@@ -46,7 +46,12 @@ _FAILURES = (
 )
 
 
-def import_onnx(data: bytes, input_shape: tuple[int, int, int] | None = None) -> fx.GraphModule:
+def import_onnx(
+    data: bytes,
+    input_shape: tuple[int, int, int] | None = None,
+    *,
+    handlers: Mapping[str, Handler] = HANDLERS,
+) -> fx.GraphModule:
     """Return the network of an ONNX file, float32, on the CPU, in eval mode.
 
     Its outputs equal those of ONNX Runtime up to rounding, for every batch size, also where the
@@ -55,6 +60,7 @@ def import_onnx(data: bytes, input_shape: tuple[int, int, int] | None = None) ->
     Args:
         data: The whole file; weights as initializers or as `Constant` nodes.
         input_shape: C, H, W; None takes it from the file.
+        handlers: What is made of each operator on activations.
 
     Raises:
         ModelRefused: The file is damaged, refers to other files, or has an operator that is not
@@ -78,7 +84,7 @@ def import_onnx(data: bytes, input_shape: tuple[int, int, int] | None = None) ->
         values[tensor.name] = Constant((array, array), tensor.name)
     budget = Budget(len(data))
     for node in graph.node:
-        _read(node, values, network, budget, opset, batch)
+        _read(node, values, network, budget, opset, batch, handlers)
     output = values.get(graph.output[0].name)
     if not isinstance(output, Activation):
         raise ModelRefused(
@@ -186,6 +192,7 @@ def _read(
     budget: Budget,
     opset: int,
     batch: int | None,
+    handlers: Mapping[str, Handler],
 ) -> None:
     """Append what a node computes."""
     name = node.name or (node.output[0] if node.output else "")
@@ -219,7 +226,7 @@ def _read(
     elif op.kind in FOLDED and _is_constant(op):
         made = fold(op, budget)
     else:
-        made = _append(op, network)
+        made = _append(op, network, handlers)
     results = made if isinstance(made, list | tuple) else [made]
     if len(results) != len(op.outputs) and op.kind not in _ONE_OUTPUT:
         raise op.refuse(f"it has {len(op.outputs)} outputs; {len(results)} are read")
@@ -237,8 +244,8 @@ def _is_constant(op: Operator) -> bool:
     return op.kind != "Expand" or op.constant(1).is_fixed
 
 
-def _append(op: Operator, network: Network) -> Any:
-    handler = HANDLERS.get(op.kind)
+def _append(op: Operator, network: Network, handlers: Mapping[str, Handler]) -> Any:
+    handler = handlers.get(op.kind)
     if handler is None:
         raise op.refuse("no layer or function is known for it")
     try:

@@ -4,7 +4,8 @@ Accuracy: every source of rounding noise is measured alone (`compression.primiti
 Sources are taken away worst first, in growing steps, until the score holds; then the shortest list
 that holds is sought by bisection. Speed: one profile of the float graph and one of the INT8 graph,
 node by node, propose the layers whose integer form (with its conversions) is slower; a proposal is
-kept only if the whole model became faster.
+kept only if the whole model became faster: if the interval of the ratio of the two times lies
+below 1.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from compression.primitives.quantize import Calibrated, prepare, quantize_calibr
 
 logger = logging.getLogger(__name__)
 
-# A whole-model gain below this is not told from noise by a short timing.
-_LEAST_GAIN = 0.02
+Ratio = tuple[float, float, float]
+"""A ratio of two times with the ends of its 95 % interval: value, low, high."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,8 @@ class FloatLayers:
         int8_score: Score with every layer in INT8.
         score: Score of `onnx`.
         holds: Whether `float_score - score <= tolerance`.
-        int8_time: Time with the accuracy layers only; None where nothing was timed.
-        time: Time of `onnx`; None where nothing was timed.
+        time_ratio: Time of `onnx` over its time with the accuracy layers only; None where nothing
+            was timed.
         evaluations: Calls of the score and of the stopwatch that were spent.
     """
 
@@ -73,8 +74,7 @@ class FloatLayers:
     int8_score: float
     score: float
     holds: bool
-    int8_time: float | None
-    time: float | None
+    time_ratio: float | None
     evaluations: int
 
     @property
@@ -97,7 +97,7 @@ def choose_float_layers(
     score: Callable[[bytes], float],
     float_score: float,
     tolerance: float,
-    time: Callable[[bytes], float] | None = None,
+    ratio: Callable[[bytes, bytes], Ratio] | None = None,
     budget: int = 16,
 ) -> FloatLayers:
     """Choose the layers that stay float; `decision.keep_float` is where the search starts.
@@ -109,8 +109,9 @@ def choose_float_layers(
         score: Quality of a graph, higher is better.
         float_score: Its value for `onnx_float`.
         tolerance: Largest loss of score that is accepted, >= 0.
-        time: Seconds (or any unit) of a graph, lower is better; None to look at accuracy only.
-        budget: Most calls of `score` and `time` together, at least 1.
+        ratio: Time of one graph over another's, measured side by side; None to look at accuracy
+            only.
+        budget: Most calls of `score` and `ratio` together, at least 1.
 
     Raises:
         CompressionError: The graph cannot be quantized, or the arguments are out of range.
@@ -125,9 +126,9 @@ def choose_float_layers(
     if not search.holds(int8_score):
         layers = _repair(search, fixed, noise_sources(calibrated, calibration))
     names = (*fixed, *(layer.name for layer in layers))
-    before = after = None
-    if time is not None and search.left >= 2:
-        faster, before, after = _faster(search, onnx_float, names, calibration[:1], time)
+    time_ratio = None
+    if ratio is not None and search.left >= 1:
+        faster, time_ratio = _faster(search, onnx_float, names, calibration[:1], ratio)
         layers += faster
         names = (*names, *(layer.name for layer in faster))
     final = search.score_of(names, even_beyond_budget=True)
@@ -145,8 +146,7 @@ def choose_float_layers(
         int8_score=int8_score,
         score=final,
         holds=search.holds(final),
-        int8_time=before,
-        time=after,
+        time_ratio=time_ratio,
         evaluations=search.spent,
     )
 
@@ -228,9 +228,9 @@ def _faster(
     onnx_float: bytes,
     names: tuple[str, ...],
     probe: NDArray[np.float32],
-    time: Callable[[bytes], float],
-) -> tuple[list[FloatLayer], float, float]:
-    """Return the layers whose float form makes the whole model faster, and the two times."""
+    ratio: Callable[[bytes, bytes], Ratio],
+) -> tuple[list[FloatLayer], float]:
+    """Return the layers whose float form makes the whole model faster, and the ratio of times."""
     current = quantize_calibrated(search.calibrated, names)
     graph = read_graph(onnx_float)
     float_us = node_times(onnx_float, graph, probe)
@@ -239,8 +239,7 @@ def _faster(
         (n for n in float_us if n in int8_us and n not in names and int8_us[n] > float_us[n]),
         key=lambda n: float_us[n] - int8_us[n],
     )
-    search.spent += 1
-    before = best = time(current)
+    gained = 1.0
     kept: list[str] = []
     # All proposals at once first: usually they are few, and one timing settles them.
     trials = [slower, *([name] for name in slower if len(slower) > 1)] if slower else []
@@ -248,11 +247,12 @@ def _faster(
         if search.left < 1 or (kept and proposal is not slower and len(kept) == len(slower)):
             break
         search.spent += 1
-        seconds = time(quantize_calibrated(search.calibrated, (*names, *kept, *proposal)))
-        if seconds < best * (1.0 - _LEAST_GAIN):
-            best = seconds
+        proposed = quantize_calibrated(search.calibrated, (*names, *kept, *proposal))
+        value, _, high = ratio(proposed, current)
+        if high < 1.0:
+            current, gained = proposed, gained * value
             kept += [name for name in proposal if name not in kept]
     layers = [
         FloatLayer(name=n, reason="speed", int8_us=int8_us[n], float_us=float_us[n]) for n in kept
     ]
-    return layers, before, best
+    return layers, gained

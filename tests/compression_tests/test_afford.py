@@ -48,6 +48,17 @@ def test_a_job_left_with_nothing_is_refused() -> None:
         affordable(Methods(allow=("quantize",)), Means(calibration=0))
 
 
+def test_integers_are_not_searched_for_a_device_that_cannot_run_them() -> None:
+    means = Means(float_only=("local/torch", "board/kitchen"))
+    kept, notes = affordable(Methods(allow=("prune_channels", "quantize")), means)
+    assert kept.allow == ("prune_channels",)
+    assert notes == (
+        "method 'quantize' is left out: INT8 files do not run on local/torch, board/kitchen",
+    )
+    with pytest.raises(PlanInvalid, match="INT8 files do not run on local/torch"):
+        affordable(Methods(allow=("quantize",)), means)
+
+
 def test_a_job_without_training_images_is_told_what_that_means() -> None:
     _, notes = affordable(Methods(), Means(training=0))
     assert notes == ("there are no training images: finalists are recalibrated, not trained",)

@@ -22,6 +22,7 @@ from compression.decisions import PruneChannels, Quantize
 from compression.errors import CheckpointInvalid
 from compression.export import export_onnx
 from compression.model_card import (
+    DeviceRow,
     Interval,
     LayerRow,
     MetricRow,
@@ -193,6 +194,38 @@ def test_readme_tells_what_the_card_holds(files: CheckpointFiles) -> None:
         f"| `model.ppz` | {len(files['model.ppz']):,} |",
     ):
         assert needed in text, needed
+
+
+def test_readme_shows_what_was_measured_on_each_device() -> None:
+    plain = render_readme(card(), {})
+    assert "On each device" not in plain
+    assert "counts on" not in plain
+    top1, size = card().metrics
+    latency = dataclasses.replace(
+        size, metric="latency_ms", change=Interval(value=0.8, low=0.7, high=0.9), macs_ratio=0.5
+    )
+    (layer,) = card().layers
+    device = DeviceRow(
+        device="local/openvino",
+        runtime="openvino",
+        agreement=0.9975,
+        difference=2.5e-6,
+        scores={"top1": Interval(value=0.909, low=0.9, high=0.917, n=5000)},
+    )
+    text = render_readme(
+        dataclasses.replace(
+            card(),
+            metrics=[top1, latency],
+            layers=[dataclasses.replace(layer, ms_before=0.0512, ms_after=None)],
+            profiled_on="local/onnxruntime",
+            devices=[device],
+        ),
+        {},
+    )
+    assert "ratio 0.8 [0.7, 0.9]; MACs: ratio 0.5 |" in text
+    assert "own counts on local/onnxruntime" in text
+    assert "| 0.051 -> not counted |" in text
+    assert "| local/openvino | openvino | 0.909 [0.9, 0.917] | 99.75% | 2.5e-06 |" in text
 
 
 def test_names_cannot_break_the_readme() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -23,6 +24,7 @@ from compression.models.digits_training import DIGITS_PREPROCESSING
 from compression.plan import Plan
 from compression.site import MODEL_SITE
 from compression.survey import survey
+from search.device import LOCAL_DEVICES, DeviceSpec
 from search.measurement import Failed, Measured, Measurement
 from search.objective import Constraint
 from search.trial import Attempt, Fidelity, Trial
@@ -31,6 +33,7 @@ from workers.edge import guarded
 from workers.evaluate import runner
 from workers.executor import Finished, Runner, Work
 from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
+from workers.meters import RUNTIMES
 from workers.store import FolderStore
 
 pytestmark = pytest.mark.slow
@@ -42,6 +45,9 @@ LATENCY = Constraint(
     device="local/onnxruntime",
     statistic="p50",
 )
+
+OPENVINO = DeviceSpec(name="local/openvino", runtime="openvino")
+DEVICES = (*LOCAL_DEVICES, *((OPENVINO,) if RUNTIMES["openvino"].installed else ()))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,8 @@ def job(store: FolderStore) -> JobSpec:
             num_classes=10,
         ),
         dataset=DatasetArtifact(data=None, format="builtin", name="digits"),
-        constraints=(LATENCY,),
+        constraints=tuple(dataclasses.replace(LATENCY, device=d.name) for d in DEVICES),
+        devices=DEVICES,
         recovery=Recovery(epochs=1.0, augment=False, short_steps=10, distill=False),
         scoring=Scoring(recalibration_images=100, proxy_images=100),
     )
@@ -154,6 +161,11 @@ def test_a_recovered_trial_is_confirmed_from_its_files(
     assert top1.split == "test"
     for size in ("runtime_bytes", "resident_bytes", "download_bytes"):
         assert value(readings, size) > 0
+    place = job.devices[0].name
+    for metric in ("latency_hot_ms", "load_ms", "first_inference_ms"):
+        assert readings.get(metric, place, "p50") is not None
+    with np.load(io.BytesIO(store.get(confirmed.artifacts["times"]))) as times:
+        assert times[f"{place}/candidate_ms"].shape == times[f"{place}/baseline_ms"].shape
     archive = zipfile.ZipFile(io.BytesIO(store.get(confirmed.artifacts["checkpoint"])))
     assert {
         "model.py",
@@ -175,6 +187,24 @@ def test_a_recovered_trial_is_confirmed_from_its_files(
         "recover",
         "quantize",
     ]
+    other = [device.name for device in DEVICES[1:]]
+    assert [row["device"] for row in report["devices"]] == other
+    for row in report["devices"]:
+        assert row["agreement"] > 0.9
+        assert abs(row["scores"]["top1"]["value"] - top1.value) < 0.05
+    profile = json.loads(store.get(confirmed.artifacts["profile"]))
+    assert set(profile) == {device.name for device in DEVICES}
+    layer = report["layers"][0]
+    for side, milliseconds in (("baseline", "ms_before"), ("candidate", "ms_after")):
+        times = {row["name"]: row["median_ms"] for row in profile["local/onnxruntime"][side]}
+        assert layer[milliseconds] == times[layer["name"]]
+    timed = [row for row in report["metrics"] if row["metric"] == "latency_ms"]
+    assert {row["macs_ratio"] for row in timed} == {
+        row["change"]["value"] for row in report["metrics"] if row["metric"] == "macs"
+    }
+    readme = archive.read("README.md").decode()
+    assert "own counts on local/onnxruntime" in readme
+    assert ("## On each device" in readme) == bool(other)
     assert json.loads(archive.read("plan.json"))["source"] == job.model.to_json() | {
         "input_shape": [1, 8, 8],
         "preprocessing": {"layout": "NCHW", "scale": 16.0, "mean": [0.305], "std": [0.376]},

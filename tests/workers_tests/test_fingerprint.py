@@ -27,6 +27,7 @@ def test_this_machine_is_described() -> None:
     assert list(seen) == sorted(seen)
     assert seen["machine"] == platform.machine()
     assert int(seen["cores"]) >= 1
+    assert seen["threads"] == "1"
     assert seen["onnxruntime"] == metadata.version("onnxruntime")
     assert fingerprint(device) == device
 

@@ -49,11 +49,39 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
         module="onnxruntime",
         package="onnxruntime",
     ),
+    "openvino": RuntimeEntry(
+        where="workers.meters.openvino_cpu:OpenVinoCpu",
+        module="openvino",
+        package="openvino",
+    ),
+    "executorch": RuntimeEntry(
+        where="workers.meters.executorch_xnnpack:ExecuTorchXnnpack",
+        module="executorch",
+        package="executorch",
+        suffix=".pte",
+    ),
+    "torch": RuntimeEntry(
+        where="workers.meters.torch_eager:TorchEager",
+        module="torch",
+        package="torch",
+        int8=False,
+    ),
+    "torch_compile": RuntimeEntry(
+        where="workers.meters.torch_compiled:TorchCompiled",
+        module="torch",
+        package="torch",
+        int8=False,
+    ),
 }
 """By name; loaded when asked for. Adding one is one file and an entry.
 
 `tests/contracts/meter.py` holds the laws.
 """
+
+
+def runs_int8(name: str) -> bool:
+    """Whether INT8 files of ours run on a runtime; one that is not known is trusted to."""
+    return name not in RUNTIMES or RUNTIMES[name].int8
 
 
 class LoadedModel(Protocol):
@@ -86,13 +114,14 @@ class Runtime(Protocol):
         """Give the calling thread the cores that it had."""
         ...
 
-    def build(self, onnx: bytes) -> bytes:
-        """Return the file that the runtime loads, made of ONNX bytes; the same for many.
+    def build(self, onnx: bytes, batch: int = 1) -> bytes:
+        """Return the file that the runtime loads for `batch` inputs at once, made of ONNX bytes.
 
-        May need torch; never called on a device of its own.
+        For many runtimes that is the ONNX file itself, whatever the batch. May need torch; never
+        called on a device of its own.
 
         Raises:
-            ValueError: The runtime cannot run the model; the message says what.
+            FileRefused: The runtime cannot run the model; the message says what.
         """
         ...
 
@@ -100,7 +129,7 @@ class Runtime(Protocol):
         """Load what `build` returned, to be run on `batch` inputs at once.
 
         Raises:
-            ValueError: The model has not exactly one float32 input, or the batch does not fit.
+            FileRefused: The model has not exactly one float32 input, or the batch does not fit.
         """
         ...
 

@@ -35,6 +35,7 @@ def fingerprint(device: DeviceSpec) -> DeviceSpec:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "threads": str(device.threads),
         **_cpu(),
     }
     with contextlib.suppress(OSError):

@@ -5,51 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from search.device import DeviceSpec
-from search.measurement import Interval, Reading
-from workers.meters import LoadedModel, open_runtime
-from workers.meters.stopwatch import (
-    Comparison,
-    StoppingRule,
-    Timed,
-    Times,
-    compare,
-    inverse,
-    quantile,
-    quantile_ratio,
-    widened,
-)
+from workers.meters import Runtime, open_runtime
+from workers.meters.block import BlockPlan, BlockTimes
+from workers.meters.block_process import ProcessBlocks, timed_block
+from workers.meters.core_load import Neighbours
+from workers.meters.latency_result import LatencyResult, result_of
+from workers.meters.stopwatch import RunBlock, StoppingRule, compare
 
-EXACTLY_ONE = Interval(value=1.0, low=1.0, high=1.0)
+DEFAULT = StoppingRule()
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LatencyResult:
-    """Readings with the times behind them.
-
-    Attributes:
-        readings: latency_ms p50 and p95, throughput p50, each with its ratio to the baseline.
-        candidate_ms: Raw times of the candidate, one per round, in order.
-        baseline_ms: Raw times of the baseline in the same rounds.
-        ratio: Candidate's median over the baseline's as measured; of a baseline against itself
-            this is the A/A check.
-        regime: How caches were left between calls: `interleaved`.
-        warnings: Why the readings should be doubted; also in each reading.
-        seconds: Wall time of it all, loading included.
-    """
-
-    readings: tuple[Reading, ...]
-    candidate_ms: Times
-    baseline_ms: Times
-    ratio: Interval
-    regime: str
-    warnings: tuple[str, ...]
-    seconds: float
+Files = tuple[bytes, bytes]
+"""Candidate and baseline as the runtime loads them."""
 
 
 def time_onnx(
@@ -58,41 +31,42 @@ def time_onnx(
     device: DeviceSpec,
     *,
     seed: int,
-    max_seconds: float = 10.0,
-    width: float = 0.05,
+    max_seconds: float = DEFAULT.max_seconds,
+    width: float = DEFAULT.width,
+    rounds: int = DEFAULT.rounds,
+    processes: bool = False,
 ) -> LatencyResult:
     """Time a candidate beside the dense baseline; the node must be quiet (`QuietNode.alone`).
 
-    Batch 1, one fixed random input for each, both sessions in this process, garbage collection
-    off. A 95 % interval that excludes 1 means that the two differ.
+    One fixed random input for each, garbage collection off. A 95 % interval that excludes 1 means
+    that the two differ.
 
     Args:
         candidate: ONNX bytes.
         baseline: ONNX bytes of the dense model.
-        device: Runtime and threads.
+        device: Runtime, threads and batch.
         seed: Of the input and of the order of calls.
-        max_seconds: At most this much timing, warm-up included.
+        max_seconds: At most this much timing, loading and warm-up included.
         width: Wanted (high - low) / value of the interval of the ratio.
+        rounds: Per block; a p99 asks for more than a ratio does.
+        processes: Whether every block has a process of its own, and so another layout of memory
+            altogether; each costs what importing the runtime takes.
 
     Raises:
         DeviceUnknown: The runtime is unknown or the machine has too few cores.
+        ValueError: The runtime cannot run a model.
     """
-    start = time.monotonic()
-    rule = StoppingRule(width=width, max_seconds=max_seconds)
-    seen = _beside(candidate, baseline, device, seed, rule)
-    rng = np.random.default_rng([seed, 1])
-    p95_ratio = widened(
-        quantile_ratio(seen.candidate_ms, seen.baseline_ms, 0.95, rng), rule.placement
-    )
-    return LatencyResult(
-        readings=_readings(seen.candidate_ms, device, seen.ratio, p95_ratio, seen.warnings),
-        candidate_ms=seen.candidate_ms,
-        baseline_ms=seen.baseline_ms,
-        ratio=seen.ratio,
-        regime=seen.regime,
-        warnings=seen.warnings,
-        seconds=time.monotonic() - start,
-    )
+    rule = StoppingRule(width=width, max_seconds=max_seconds, rounds=rounds)
+
+    def files(runtime: Runtime) -> Files:
+        return runtime.build(candidate, device.batch), runtime.build(baseline, device.batch)
+
+    def once(runtime: Runtime) -> Files:
+        # What is one model stays one file, whatever building adds of its own.
+        return (runtime.build(baseline, device.batch),) * 2
+
+    build = once if candidate == baseline else files
+    return _beside(build, device, rule, seed=seed, processes=processes, same=False)
 
 
 def time_baseline(
@@ -100,60 +74,81 @@ def time_baseline(
     device: DeviceSpec,
     *,
     seed: int,
-    max_seconds: float = 10.0,
-    width: float = 0.05,
+    max_seconds: float = DEFAULT.max_seconds,
+    width: float = DEFAULT.width,
+    rounds: int = DEFAULT.rounds,
+    processes: bool = False,
 ) -> LatencyResult:
-    """Time the baseline beside a second copy of itself (A/A).
+    """Time the baseline beside a second load of itself (A/A).
 
-    Its readings are of both copies' times together and have the ratio 1 by definition; `ratio` is
+    Its readings are of both loads' times together and have the ratio 1 by definition; `ratio` is
     what the stopwatch said, and a warning is given when that interval excludes 1. Arguments and
     errors as for `time_onnx`.
     """
-    start = time.monotonic()
-    rule = StoppingRule(width=width, max_seconds=max_seconds)
-    seen = _beside(baseline, baseline, device, seed, rule)
-    warnings = seen.warnings
-    ratio = seen.ratio
-    if not ratio.low <= 1.0 <= ratio.high:
-        told_apart = (
-            f"the baseline was told apart from itself, as happens to 1 comparison in 20 by chance: "
-            f"ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-        )
-        warnings = (*warnings, told_apart)
-    both_ms = np.stack([seen.candidate_ms, seen.baseline_ms], axis=1).ravel()
-    return LatencyResult(
-        readings=_readings(both_ms, device, EXACTLY_ONE, EXACTLY_ONE, warnings),
-        candidate_ms=seen.candidate_ms,
-        baseline_ms=seen.baseline_ms,
-        ratio=ratio,
-        regime=seen.regime,
-        warnings=warnings,
-        seconds=time.monotonic() - start,
+    rule = StoppingRule(width=width, max_seconds=max_seconds, rounds=rounds)
+
+    def once(runtime: Runtime) -> Files:
+        return (runtime.build(baseline, device.batch),) * 2
+
+    return _beside(once, device, rule, seed=seed, processes=processes, same=True)
+
+
+def time_files(
+    candidate: bytes,
+    baseline: bytes,
+    device: DeviceSpec,
+    *,
+    seed: int,
+    max_seconds: float = DEFAULT.max_seconds,
+    width: float = DEFAULT.width,
+    rounds: int = DEFAULT.rounds,
+    processes: bool = False,
+) -> LatencyResult:
+    """Time files as the runtime loads them, for where nothing can be built.
+
+    Equal files are taken for the baseline and itself, as in `time_baseline`. Arguments and errors
+    as for `time_onnx`.
+    """
+    rule = StoppingRule(width=width, max_seconds=max_seconds, rounds=rounds)
+    same = candidate == baseline
+    return _beside(
+        lambda _: (candidate, baseline), device, rule, seed=seed, processes=processes, same=same
     )
 
 
 def _beside(
-    candidate: bytes, baseline: bytes, device: DeviceSpec, seed: int, rule: StoppingRule
-) -> Comparison:
-    rng = np.random.default_rng([seed, 0])
-    with (
-        open_runtime(device.runtime, threads=device.threads, seed=seed) as runtime,
-        _no_collection(),
-    ):
-        first, second = (
-            _timed(runtime.load(runtime.build(file), device.batch))
-            for file in (candidate, baseline)
+    build: Callable[[Runtime], Files],
+    device: DeviceSpec,
+    rule: StoppingRule,
+    *,
+    seed: int,
+    processes: bool,
+    same: bool,
+) -> LatencyResult:
+    """Compare the files that `build` returns, candidate and baseline."""
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(
+            open_runtime(device.runtime, threads=device.threads, seed=seed)
         )
-        return compare(first, second, rng, rule)
+        candidate, baseline = build(runtime)
+        run: RunBlock
+        if processes:
+            run = stack.enter_context(ProcessBlocks(candidate, baseline, device, seed))
+        else:
+            stack.enter_context(_no_collection())
 
+            def run(plan: BlockPlan) -> BlockTimes:
+                block = timed_block(runtime, candidate, baseline, device.batch, plan)
+                # With the collector off, whatever the block left in cycles is young.
+                gc.collect(0)
+                return block
 
-def _timed(model: LoadedModel) -> Timed:
-    def once() -> float:
-        start = time.perf_counter_ns()
-        model.run()
-        return (time.perf_counter_ns() - start) / 1e6
-
-    return once
+        neighbours = Neighbours.watch(os.sched_getaffinity(0))
+        seen = compare(run, np.random.default_rng([seed, 0]), rule)
+        warnings = (*seen.warnings, *neighbours.warnings())
+    seen = dataclasses.replace(seen, warnings=warnings)
+    return result_of(seen, device, same=same, seed=seed, seconds=time.monotonic() - start)
 
 
 @contextlib.contextmanager
@@ -167,33 +162,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _readings(
-    times_ms: Times,
-    device: DeviceSpec,
-    p50_ratio: Interval,
-    p95_ratio: Interval,
-    warnings: tuple[str, ...],
-) -> tuple[Reading, ...]:
-    p50, p95 = quantile(times_ms, 0.5), quantile(times_ms, 0.95)
-    per_second = inverse(Interval(value=p50.value / 1e3, low=p50.low / 1e3, high=p50.high / 1e3))
-
-    def reading(metric: str, statistic: str, value: Interval, ratio: Interval) -> Reading:
-        return Reading(
-            metric=metric,
-            value=value.value,
-            low=value.low,
-            high=value.high,
-            n=len(times_ms),
-            device=device.name,
-            statistic=statistic,
-            ratio=ratio,
-            warning="; ".join(warnings) or None,
-        )
-
-    return (
-        reading("latency_ms", "p50", p50, p50_ratio),
-        reading("latency_ms", "p95", p95, p95_ratio),
-        reading("throughput", "p50", per_second, inverse(p50_ratio)),
-    )

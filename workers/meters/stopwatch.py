@@ -1,80 +1,106 @@
-"""Comparing two timings beside each other: schedule and statistics, no runtime.
+"""Comparing two models' times beside each other: design and statistics, no runtime.
 
-Regime: **interleaved**. Candidate and baseline are timed in rounds, one inference of each per
-round, in an order drawn anew for each round. So slow changes of the machine hit both alike, and
-caches are as cold as alternation with one other model leaves them; a model that has the machine
-for itself (the hot regime) is somewhat faster.
+Two loads of one file differ, by some per cent on a machine with other work, for as long as they
+live: where in memory each was put stays what it is. No number of rounds within one pair of loads
+removes that. So the unit is the **block** (`workers.meters.block`): both models loaded afresh in a
+drawn order, and timed in two regimes. A block yields one log-ratio per regime.
 
-The ratio of the medians is estimated by the median over rounds of candidate / baseline, and its
-95 % interval by inverting the sign test on those per-round ratios (order statistics at binomial
-ranks). When both are the same model, the drawn order alone makes a round's ratio as often above 1
-as below it, whatever the noise, its drift or its correlation over time, so that the chance of an
-interval without 1 is at most 5 %: an exact randomisation argument (Fisher, 1935), which holds for
-no interval that assumes independent rounds. p50 and p95 of each side have order-statistic
-intervals as well. The ratio of the p95 has no such pairing: its interval is a bootstrap over
-blocks of consecutive rounds (Künsch, 1989).
+The ratio is the Hodges-Lehmann estimate over the blocks' log-ratios and its 95 % interval inverts
+the Wilcoxon signed-rank test over blocks (`workers.meters.signed_rank`), exact for any number of
+blocks. When candidate and baseline are the same file, which of a block's two loads was called the
+candidate is a coin of ours, tossed anew for each block: the log-ratios are as likely of the other
+sign, each by itself, whatever the noise, its drift, its correlation over time or the placement.
+So the chance of an interval without 1 is at most 5 %, by the randomisation argument (Fisher,
+1935) and no property of the machine. When the files differ, the interval is that of the centre of
+what the ratio is over loads, which is what the next load will draw from.
 
-What no number of rounds removes is where in memory a model happened to be loaded: two loads of one
-file differ by some thousandths for as long as they live. The intervals of both ratios are widened
-by that much (`PLACEMENT`).
+Blocks are added until the interval is narrow enough. That is looked at after every block, but only
+by the sizes of the log-ratios and the clock (`sign_free_width`), in which the coins have no part:
+stopping early costs no level.
+
+Below `FEWEST` blocks, where loading is slow for the time there is, no such interval exists. Then
+the sign test over all rounds stands in, widened by `PLACEMENT` at both ends, and a warning says
+so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search.measurement import Interval
+from workers.meters.block import MIN_ROUNDS, BlockPlan, BlockTimes, Clock
+from workers.meters.quantiles import Times, flat, quantile
+from workers.meters.signed_rank import FEWEST, centre, sign_free_width
 
-Times = NDArray[np.float64]
-"""Milliseconds of one inference each, in the order in which they were taken."""
+RunBlock = Callable[[BlockPlan], BlockTimes]
 
-Timed = Callable[[], float]
-"""Runs one inference and returns its milliseconds."""
-
-REGIME: Literal["interleaved"] = "interleaved"
-CONFIDENCE = 0.95
 DRIFT_LIMIT = 0.05
 """Change of the baseline's median over a session from which a reading carries a warning."""
-PLACEMENT = 0.005
-"""By how much two loads of one file may differ; ten pairs of a 0.8 ms network, 1,500 rounds each,
-had ratios with a standard deviation of 0.0036."""
-BOOTSTRAP_DRAWS = 400
-MIN_ROUNDS_EVER = 3
-"""Rounds that are timed even when the first one outlasts the time limit."""
+
+PLACEMENT = 0.03
+"""By how much two loads of one file may differ beside other work; repeated A/A comparisons of one
+pair of loads each were off by 2 to 5 %."""
+
+LOAD_SHARE = 0.5
+"""Of the time, most that loading may take where blocks are too few in any case."""
+
+LONGER = 10
+"""Times the usual rounds, in blocks that are too few."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StoppingRule:
-    """When enough rounds are timed.
+    """When enough blocks are timed.
 
     Attributes:
-        width: Wanted (high - low) / value of the ratio's interval.
-        min_rounds: Timed whatever the width; 100 are what a p95 asks for.
-        max_rounds: Timed at most.
-        max_seconds: Timed at most, warm-up included.
-        placement: Share by which the ratio's interval is widened at both ends.
+        width: Wanted (high - low) / value of the interleaved ratio's interval.
+        min_blocks: Timed whatever the width, if there is time.
+        max_blocks: Timed at most.
+        rounds: Per block in the interleaved regime.
+        burst: Counted calls of each model per block in the hot regime.
+        max_seconds: Timed at most, loading and warm-up included.
     """
 
     width: float = 0.05
-    min_rounds: int = 100
-    max_rounds: int = 5000
+    min_blocks: int = 8
+    max_blocks: int = 80
+    rounds: int = 20
+    burst: int = 10
     max_seconds: float = 10.0
-    placement: float = PLACEMENT
 
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.max_seconds > 0):
             raise ValueError(f"width {self.width} and max_seconds {self.max_seconds} must be > 0")
-        if not MIN_ROUNDS_EVER <= self.min_rounds <= self.max_rounds:
-            raise ValueError(
-                f"min_rounds {self.min_rounds} is outside {MIN_ROUNDS_EVER}..{self.max_rounds}"
-            )
+        if not FEWEST <= self.min_blocks <= self.max_blocks:
+            raise ValueError(f"min_blocks {self.min_blocks} is outside {FEWEST}..{self.max_blocks}")
+        if self.rounds < MIN_ROUNDS or self.burst < 0:
+            raise ValueError(f"rounds {self.rounds} must be >= {MIN_ROUNDS}, burst >= 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RegimeTimes:
+    """One regime's raw times and what they say.
+
+    Attributes:
+        name: How caches were left between calls.
+        candidate_ms: Blocks x rounds, short blocks filled up with NaN.
+        baseline_ms: Of the same blocks and rounds.
+        log_ratios: One per block.
+        ratio: Candidate's time over the baseline's, 95 %.
+    """
+
+    name: Literal["interleaved", "hot"]
+    candidate_ms: Times
+    baseline_ms: Times
+    log_ratios: NDArray[np.float64]
+    ratio: Interval
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,191 +108,177 @@ class Comparison:
     """What the stopwatch saw.
 
     Attributes:
-        candidate_ms: One per round.
-        baseline_ms: One per round, of the same round.
-        ratio: Candidate's median over the baseline's, 95 %, widened by the rule's `placement`.
-        warmup_calls: Inferences of each before the first round.
+        interleaved: One inference of each in turns.
+        hot: Bursts of each; None where fewer than `FEWEST` blocks had time for them.
+        load_s: Seconds that loading both took, one per block.
         warnings: Why the machine cannot be believed, in words; empty when it can.
-        regime: How caches were left between calls.
     """
 
-    candidate_ms: Times
-    baseline_ms: Times
-    ratio: Interval
-    warmup_calls: int
+    interleaved: RegimeTimes
+    hot: RegimeTimes | None
+    load_s: NDArray[np.float64]
     warnings: tuple[str, ...]
-    regime: Literal["interleaved"] = REGIME
 
     @property
-    def rounds(self) -> int:
-        """Number of rounds."""
-        return len(self.candidate_ms)
+    def ratio(self) -> Interval:
+        """The interleaved regime's."""
+        return self.interleaved.ratio
 
 
 def compare(
-    candidate: Timed,
-    baseline: Timed,
+    run: RunBlock,
     rng: np.random.Generator,
     rule: StoppingRule = StoppingRule(),
     *,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Clock = time.monotonic,
 ) -> Comparison:
-    """Time two models beside each other until the interval of their ratio is narrow.
+    """Time two models beside each other, block by block, until their ratio is known.
 
     Args:
-        candidate: One inference of it.
-        baseline: One inference of it.
-        rng: Draws the order within each round.
+        run: Times a block.
+        rng: Draws the blocks' seeds.
         rule: When to stop.
-        clock: Seconds, for the time limit.
+        clock: Seconds, the one that blocks go by.
 
     Returns:
-        The raw times with their warnings; at least `MIN_ROUNDS_EVER` rounds.
+        The raw times with their warnings; at least one block.
     """
-    start = clock()
-    warmup_calls = warm_up(candidate, baseline, clock=clock, until=start + rule.max_seconds / 4)
-    times: list[tuple[float, float]] = []
-    next_look = rule.min_rounds
-    while len(times) < rule.max_rounds:
-        if len(times) >= MIN_ROUNDS_EVER and clock() - start >= rule.max_seconds:
+    end = clock() + rule.max_seconds
+    blocks: list[BlockTimes] = []
+    while len(blocks) < rule.max_blocks:
+        now = clock()
+        aim = _aim(blocks, end - now, rule)
+        if blocks and (now >= end or (len(blocks) >= aim and _enough(blocks, end - now, rule))):
             break
-        if len(times) >= next_look:
-            pairs = np.array(times)
-            ratio = widened(median_ratio(pairs[:, 0], pairs[:, 1]), rule.placement)
-            if relative_width(ratio) <= rule.width:
-                break
-            # Few looks at the data: each is a chance to stop on a lucky narrow interval.
-            next_look = max(next_look + 1, next_look * 5 // 4)
-        if rng.random() < 0.5:
-            first = candidate()
-            times.append((first, baseline()))
-        else:
-            first = baseline()
-            times.append((candidate(), first))
-    pairs = np.array(times)
-    candidate_ms, baseline_ms = np.ascontiguousarray(pairs.T)
-    ratio = widened(median_ratio(candidate_ms, baseline_ms), rule.placement)
-    width = relative_width(ratio)
+        share = max(end - now, 0.0) / max(1, aim - len(blocks))
+        plan = BlockPlan(
+            seed=int(rng.integers(1 << 62)),
+            until=now + share,
+            rounds=rule.rounds if aim >= FEWEST else LONGER * rule.rounds,
+            burst=rule.burst,
+        )
+        blocks.append(run(plan))
+    interleaved = _interleaved(blocks)
+    return Comparison(
+        interleaved=interleaved,
+        hot=_hot(blocks),
+        load_s=np.array([block.load_s for block in blocks]),
+        warnings=_warnings(interleaved, rule),
+    )
+
+
+def _cheapest_s(blocks: Sequence[BlockTimes]) -> float:
+    """Return what a block must cost: loading, and the fewest calls."""
+    round_s = min(block.round_s for block in blocks)
+    return min(block.load_s for block in blocks) + (MIN_ROUNDS + 1) * round_s
+
+
+def _aim(blocks: Sequence[BlockTimes], left_s: float, rule: StoppingRule) -> int:
+    """Return how many blocks to have: the rule's, or as many as there is time for."""
+    if not blocks or len(blocks) >= rule.min_blocks:
+        return rule.min_blocks
+    possible = len(blocks) + int(max(left_s, 0.0) // _cheapest_s(blocks))
+    if possible >= FEWEST:
+        return min(rule.min_blocks, possible)
+    load_s = min(block.load_s for block in blocks)
+    affordable = int(LOAD_SHARE * rule.max_seconds // load_s) if load_s > 0 else possible
+    return max(1, min(possible, affordable))
+
+
+def _enough(blocks: Sequence[BlockTimes], left_s: float, rule: StoppingRule) -> bool:
+    """Whether the interval is narrow, or no further block fits; blind to signs."""
+    if _cheapest_s(blocks) > left_s:
+        return True
+    if len(blocks) < FEWEST:
+        return relative_width(_interleaved(blocks).ratio) <= rule.width
+    log_ratios = np.array([block.log_ratio for block in blocks])
+    return 2 * math.sinh(sign_free_width(log_ratios) / 2) <= rule.width
+
+
+def regime_of(
+    name: Literal["interleaved", "hot"], candidate_ms: Times, baseline_ms: Times
+) -> RegimeTimes:
+    """Return raw times with what they say.
+
+    Args:
+        name: `interleaved` pairs the two by rounds, `hot` only by blocks.
+        candidate_ms: Blocks x rounds, NaN where a block was shorter.
+        baseline_ms: Of the same blocks and rounds.
+    """
+    if name == "interleaved":
+        log_ratios = np.nanmedian(np.log(candidate_ms / baseline_ms), axis=1)
+    else:
+        medians = np.nanmedian(np.stack([candidate_ms, baseline_ms]), axis=2)
+        log_ratios = np.log(medians[0]) - np.log(medians[1])
+    if len(log_ratios) >= FEWEST:
+        ratio = exponential(centre(log_ratios))
+    else:
+        ratio = widened(median_ratio(flat(candidate_ms), flat(baseline_ms)), PLACEMENT)
+    return RegimeTimes(
+        name=name,
+        candidate_ms=candidate_ms,
+        baseline_ms=baseline_ms,
+        log_ratios=log_ratios,
+        ratio=ratio,
+    )
+
+
+def _interleaved(blocks: Sequence[BlockTimes]) -> RegimeTimes:
+    candidate_ms = _stacked([block.candidate_ms for block in blocks])
+    baseline_ms = _stacked([block.baseline_ms for block in blocks])
+    return regime_of("interleaved", candidate_ms, baseline_ms)
+
+
+def _hot(blocks: Sequence[BlockTimes]) -> RegimeTimes | None:
+    had = [block for block in blocks if len(block.hot_candidate_ms)]
+    if len(had) < FEWEST:
+        return None
+    candidate_ms = _stacked([block.hot_candidate_ms for block in had])
+    baseline_ms = _stacked([block.hot_baseline_ms for block in had])
+    return regime_of("hot", candidate_ms, baseline_ms)
+
+
+def median_ratio(candidate_ms: Times, baseline_ms: Times) -> Interval:
+    """Return the median over rounds of candidate / baseline with its sign-test interval, 95 %.
+
+    Of the one pair of loads that was timed, not of loads to come.
+    """
+    return quantile(candidate_ms / baseline_ms, 0.5)
+
+
+def _stacked(rows: Sequence[Times]) -> Times:
+    longest = max(len(row) for row in rows)
+    stacked = np.full((len(rows), longest), np.nan)
+    for index, row in enumerate(rows):
+        stacked[index, : len(row)] = row
+    return stacked
+
+
+def _warnings(seen: RegimeTimes, rule: StoppingRule) -> tuple[str, ...]:
     warnings = []
+    blocks, width = len(seen.log_ratios), relative_width(seen.ratio)
+    if blocks < FEWEST:
+        warnings.append(
+            f"few loads: there was time for {blocks} only, {FEWEST} are needed to see how much "
+            f"loads differ; the interval allows {PLACEMENT:.0%} for it instead"
+        )
     if width > rule.width:
         warnings.append(
-            f"noisy machine: after {len(times)} rounds the interval of the ratio is "
-            f"{width:.1%} wide; {rule.width:.1%} was wanted"
+            f"noisy machine: after {blocks} blocks of {seen.candidate_ms.shape[1]} rounds the "
+            f"interval of the ratio is {width:.1%} wide; {rule.width:.1%} was wanted"
         )
-    change = drift(baseline_ms)
+    change = drift(flat(seen.baseline_ms))
     if abs(change) > DRIFT_LIMIT:
         warnings.append(
             f"noisy machine: the baseline's median changed by {change:+.1%} while timing; "
             f"{DRIFT_LIMIT:.0%} is the limit"
         )
-    return Comparison(
-        candidate_ms=candidate_ms,
-        baseline_ms=baseline_ms,
-        ratio=ratio,
-        warmup_calls=warmup_calls,
-        warnings=tuple(warnings),
-    )
+    return tuple(warnings)
 
 
-def warm_up(
-    candidate: Timed,
-    baseline: Timed,
-    *,
-    clock: Callable[[], float],
-    until: float,
-    window: int = 8,
-    max_windows: int = 25,
-    tolerance: float = 0.03,
-) -> int:
-    """Alternate both until neither gets faster any more.
-
-    Stationary is when the median of the last `window` calls is at most `tolerance` below the
-    lowest median of the windows before; a slower window is noise, not warming up.
-
-    Returns:
-        Calls made of each; at least 2 windows unless the clock passes `until` first.
-    """
-    lowest = np.full(2, np.inf)
-    calls = 0
-    for index in range(max_windows):
-        taken = []
-        for _ in range(window):
-            taken.append((candidate(), baseline()))
-            calls += 1
-            if clock() >= until:
-                return calls
-        medians = np.median(np.array(taken), axis=0)
-        if index > 0 and bool(np.all(medians >= lowest * (1 - tolerance))):
-            break
-        lowest = np.minimum(lowest, medians)
-    return calls
-
-
-def median_ratio(candidate_ms: Times, baseline_ms: Times) -> Interval:
-    """Return the median over rounds of candidate / baseline with its sign-test interval, 95 %."""
-    return quantile(candidate_ms / baseline_ms, 0.5)
-
-
-def quantile(values: Times, q: float) -> Interval:
-    """Return a quantile with its order-statistic interval, 95 %.
-
-    The interval is [x_(l), x_(u)] with l and u the 2.5 % and 97.5 % points of Binomial(n, q), and
-    so needs no assumption on the distribution. Where n is too small for such ranks the smallest
-    or largest value stands in.
-
-    Args:
-        values: n >= 1 finite values.
-        q: In (0, 1).
-    """
-    ordered = np.sort(values)
-    n = len(ordered)
-    low, high = _ranks(n, q)
-    return Interval(
-        value=float(np.quantile(ordered, q)),
-        low=float(ordered[max(low, 1) - 1]),
-        high=float(ordered[min(high, n) - 1]),
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _ranks(n: int, q: float) -> tuple[int, int]:
-    """Return 1-based ranks l, u with P(x_(l) <= q-quantile <= x_(u)) >= 95 %; 0 or n + 1 is open.
-
-    With B ~ Binomial(n, q) the values below the quantile, that is P(l <= B <= u - 1).
-    """
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    k = np.arange(n + 1)
-    log_ways = log_factorial[n] - log_factorial - log_factorial[::-1]
-    below = np.cumsum(np.exp(log_ways + k * np.log(q) + (n - k) * np.log1p(-q)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.searchsorted(below, [tail, 1 - tail])
-    return int(low), int(high) + 1
-
-
-def quantile_ratio(
-    candidate_ms: Times, baseline_ms: Times, q: float, rng: np.random.Generator
-) -> Interval:
-    """Return the ratio of both sides' quantiles, 95 % by the circular block bootstrap.
-
-    Rounds are drawn in blocks of about sqrt(n) consecutive ones, both sides together, so that
-    noise which both share or which lasts for several rounds is drawn with them.
-    """
-    n = len(candidate_ms)
-    length = max(1, round(float(np.sqrt(n))))
-    starts = rng.integers(n, size=(BOOTSTRAP_DRAWS, -(-n // length), 1))
-    index = ((starts + np.arange(length)) % n).reshape(BOOTSTRAP_DRAWS, -1)[:, :n]
-    drawn = _upper(candidate_ms[index], q) / _upper(baseline_ms[index], q)
-    value = float(_upper(candidate_ms[None], q)[0] / _upper(baseline_ms[None], q)[0])
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
-
-
-def _upper(rows: Times, q: float) -> Times:
-    """Return the quantile of each row, by the order statistic at or above it."""
-    rank = min(rows.shape[1] - 1, int(np.ceil(q * rows.shape[1])) - 1)
-    picked: Times = np.partition(rows, rank, axis=1)[:, rank]
-    return picked
+def faster(ratio: Interval) -> bool:
+    """Whether a time's ratio to another's is below 1 beyond doubt: its whole interval is."""
+    return ratio.high < 1
 
 
 def relative_width(interval: Interval) -> float:
@@ -278,6 +290,12 @@ def drift(baseline_ms: Times) -> float:
     """Return by what share the median of the last third differs from that of the first."""
     third = max(1, len(baseline_ms) // 3)
     return float(np.median(baseline_ms[-third:]) / np.median(baseline_ms[:third]) - 1)
+
+
+def exponential(interval: Interval) -> Interval:
+    """Return the interval of a ratio from that of its logarithm."""
+    low, value, high = np.exp([interval.low, interval.value, interval.high])
+    return Interval(value=float(value), low=float(low), high=float(high))
 
 
 def widened(interval: Interval, share: float) -> Interval:

@@ -1,0 +1,1 @@
+"""The process on a board: pulls timing orders over HTTP; no torch, no Ray, no SQL."""
