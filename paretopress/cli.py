@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from paretopress import cli_doctor, cli_jobs, cli_register, cli_serve, demo
+from paretopress import cli_devices, cli_doctor, cli_jobs, cli_register, cli_serve, demo
 from paretopress.cli_errors import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -26,3 +26,4 @@ app.command()(cli_jobs.pull)
 app.command()(cli_jobs.cancel)
 app.command()(cli_jobs.jobs)
 app.command()(cli_doctor.doctor)
+app.add_typer(cli_devices.app, name="device")

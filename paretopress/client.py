@@ -93,6 +93,16 @@ class Client:
         """
         return self._wire.request("GET", API + path).json()
 
+    def post(self, path: str, json: Mapping[str, Any] | None = None) -> Any:
+        """Send an action that may be repeated, and return its JSON answer.
+
+        Args:
+            path: Below `/api/v1`, for example `/devices/agents/kitchen:drain`.
+            json: Body.
+        """
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        return self._wire.request("POST", API + path, json=json, headers=headers).json()
+
     def register_model(
         self,
         *,

@@ -130,12 +130,19 @@ class ProgressView:
         return Text(f"{word}: {_summary(best.readings)}")
 
 
+BESIDE = frozenset(
+    {
+        *("flops", "params", "top5", "throughput", "resident_bytes", "latency_hot_ms"),
+        *("load_ms", "first_inference_ms", "peak_memory_bytes", "energy_mj"),
+    }
+)
+"""Metrics that one line has no room for."""
+
+
 def _summary(readings: Readings) -> str:
     shown = []
     for reading in readings.all:
-        if reading.metric in ("flops", "params", "top5", "throughput", "resident_bytes"):
-            continue
-        if reading.statistic == "p95":
+        if reading.metric in BESIDE or reading.statistic in ("p95", "p99"):
             continue
         ratio = f" ({wording.ratio_text(reading)})" if reading.ratio else ""
         name = wording.metric_name(reading.metric)

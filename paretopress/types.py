@@ -41,7 +41,7 @@ class Reading(Answer):
         n: Inputs scored or runs timed; 1 for exact quantities.
         unit: `ms`, `bytes`, ...; `1` for a share.
         device: Where it was timed.
-        statistic: `p50` or `p95` for times.
+        statistic: `p50`, `p95` or `p99` for times.
         split: Which data an accuracy is of; `test` was held out from the search.
         ratio: Value over the baseline's, measured beside it.
         estimated: True when predicted instead of measured.

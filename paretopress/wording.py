@@ -12,6 +12,11 @@ NAMES: Mapping[str, str] = {
     "top1": "top-1",
     "top5": "top-5",
     "latency_ms": "latency",
+    "latency_hot_ms": "hot latency",
+    "load_ms": "load time",
+    "first_inference_ms": "first inference",
+    "peak_memory_bytes": "peak memory",
+    "energy_mj": "energy",
     "runtime_bytes": "runtime size",
     "resident_bytes": "resident",
     "download_bytes": "download",
@@ -40,6 +45,8 @@ def number(metric: str, value: float) -> str:
         return f"{100 * value:.2f} %"
     if metric.endswith("_ms"):
         return f"{value:.4g} ms"
+    if metric == "energy_mj":
+        return f"{value:.4g} mJ"
     if metric == "throughput":
         return f"{value:.4g} /s"
     suffix = "B" if metric.endswith("_bytes") else ""

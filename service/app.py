@@ -15,6 +15,7 @@ from service.api import (
     catalogue,
     dashboard,
     datasets,
+    device_agents,
     errors,
     events,
     fronts,
@@ -65,7 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     api = APIRouter(prefix=API)
-    for part in (models, datasets, jobs, trials, fronts, analysis, events, artifacts, catalogue):
+    # Agents come before the catalogue, whose devices have names with slashes.
+    parts = (models, datasets, jobs, trials, fronts, analysis, events, artifacts, device_agents)
+    for part in (*parts, catalogue):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)
@@ -75,6 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
     def max_body_bytes(method: str, path: str) -> int:
         if method == "POST" and path.rstrip("/") in UPLOADS:
             return settings.max_upload_bytes + settings.max_body_bytes
+        if path.startswith(f"{API}/devices/orders/"):
+            return device_agents.MAX_RESULT_BYTES
         return settings.max_body_bytes
 
     app.add_middleware(Edge, hosts=settings.hosts, max_body_bytes=max_body_bytes)

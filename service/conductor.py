@@ -18,10 +18,12 @@ from compression.surveyed import Survey
 from search import catalogue
 from search.errors import IllegalTransition
 from service import profiler, scanner
-from service.db import fronts, jobs, lease, models
+from service.db import fronts, jobs, lease, models, timing_orders
+from service.db.columns import utc_now
 from service.db.evaluations import SqlMemory
 from service.db.ledger import SqlLedger
 from service.db.session import Database
+from service.db.timing_queue import SqlTimingQueue
 from service.job_state import JobOutcome, JobState
 from service.logs import configure_logging
 from service.settings import Settings
@@ -34,6 +36,7 @@ from workers.phases import BaselineFailed, JobEnd, JobRun, run_job
 from workers.quiet import QuietNode
 from workers.ray_executor import RayExecutor
 from workers.ray_race import RayRace
+from workers.remote_timing import RemoteTimingExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +131,9 @@ class Conductor:
             ray_address=self.settings.ray_address,
         )
 
+        queue = SqlTimingQueue(self.database, claim.job_id)
+        boards = any(device.place == "agent" for device in spec.devices)
+
         def finalizing() -> None:
             with ledger.fenced() as session:
                 if jobs.get(session, claim.job_id).state is JobState.RUNNING:
@@ -140,13 +146,16 @@ class Conductor:
                 JobRun(
                     spec=spec,
                     survey=survey,
-                    executor=executor,
+                    executor=RemoteTimingExecutor(executor, queue, self.store, spec.devices),
                     ledger=ledger,
                     store=self.store,
                     thinking=quiet.busy,
                     finalizing=finalizing,
                     memory=self._memory(spec, job) if spec.memory else None,
-                    race=RayRace(executor, self.store, spec.recovery.race_reduction),
+                    # A race drives Ray by itself: what it ends with was timed on no board.
+                    race=None
+                    if boards
+                    else RayRace(executor, self.store, spec.recovery.race_reduction),
                 )
             )
         finally:
@@ -158,13 +167,17 @@ class Conductor:
             memory=SqlMemory(self.database),
             spec=spec,
             store=self.store,
-            devices={d.name: device_digest(fingerprint(d)) for d in spec.devices},
+            devices={
+                d.name: device_digest(fingerprint(d) if d.place == "local" else d)
+                for d in spec.devices
+            },
             model_id=job.model_id,
             dataset_id=job.dataset_id,
         )
 
     def _end(self, claim: lease.Claim, ledger: SqlLedger, end: JobEnd) -> None:
         with ledger.fenced() as session:
+            timing_orders.withdraw(session, claim.job_id, utc_now())
             if end.outcome == "cancelled":
                 jobs.finish(session, claim.job_id, JobState.CANCELLED, JobOutcome.CANCELLED)
                 return
@@ -183,6 +196,7 @@ class Conductor:
 
     def _fail(self, claim: lease.Claim, ledger: SqlLedger, reason: str) -> None:
         with ledger.fenced() as session:
+            timing_orders.withdraw(session, claim.job_id, utc_now())
             jobs.finish(session, claim.job_id, JobState.FAILED, JobOutcome.FAILED, reason)
 
 

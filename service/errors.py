@@ -110,3 +110,23 @@ class RangeUnsatisfiable(ServiceError):
 
 class TooManyStreams(ServiceError):
     """As many event streams are open as the server allows."""
+
+
+class AgentRefused(ServiceError):
+    """The request does not come from the agent of a board that it says it is."""
+
+
+class NameTaken(ServiceError):
+    """A living agent of another board has this name."""
+
+
+class PoolMismatch(ServiceError):
+    """The board is not like the others of its pool."""
+
+
+class AttemptStale(ServiceError):
+    """The order was given to someone else meanwhile, or is answered already."""
+
+
+class ResultImplausible(ServiceError):
+    """The times cannot have been measured."""

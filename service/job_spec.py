@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from compression.afford import affordable
+from compression.afford import Means, affordable
 from compression.artifact import ModelArtifact
 from compression.errors import PlanInvalid
 from compression.methods import PRIMITIVES, SELECTOR_NAMES, Methods
@@ -25,10 +25,12 @@ from search.objective import Constraint, Objective
 from service.api.schemas.jobs import ConstraintIn, JobCreate, ObjectiveIn, Statistic
 from service.bounds import contradiction_faults, range_faults
 from service.data_fit import DatasetFacts, fit_faults
+from service.device_book import DeviceBook
 from service.errors import Fault, SpecInvalid
 from service.settings import Settings
 from workers.errors import WorkerError
 from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
+from workers.meters import runs_int8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ def build_job_spec(
     methods = _methods(request, materials.survey, faults)
     if methods is not None:
         try:
-            methods, _ = affordable(methods, materials.facts.means)
+            methods, _ = affordable(methods, _means(request, materials))
         except PlanInvalid as error:
             faults.append(Fault("/methods/allow", str(error)))
     agent = _agent(request, faults)
@@ -122,7 +124,19 @@ def build_job_spec(
 def left_out(request: JobCreate, materials: Materials) -> tuple[str, ...]:
     """Return which of the allowed methods the job cannot afford, and why; the spec is valid."""
     methods = _methods(request, materials.survey, [])
-    return () if methods is None else affordable(methods, materials.facts.means)[1]
+    return () if methods is None else affordable(methods, _means(request, materials))[1]
+
+
+def _means(request: JobCreate, materials: Materials) -> Means:
+    """Return what the job's data and the devices that it names allow."""
+    named = [o.device for o in request.objectives] + [c.device for c in request.constraints]
+    found = (
+        materials.devices[name]
+        for name in dict.fromkeys(filter(None, named))
+        if name in materials.devices
+    )
+    float_only = (device.name for device in found if not runs_int8(device.runtime))
+    return dataclasses.replace(materials.facts.means, float_only=tuple(float_only))
 
 
 def check_constraints(
@@ -189,7 +203,9 @@ def _place(
         faults.append(Fault(f"{where}/device", message))
         return None
     if wanted.device not in devices:
-        message = f"Unknown device {wanted.device!r}; {closest(wanted.device, devices)}"
+        known = f"Unknown device {wanted.device!r}; {closest(wanted.device, devices)}"
+        reason = devices.refusal(wanted.device) if isinstance(devices, DeviceBook) else None
+        message = reason or known
         faults.append(Fault(f"{where}/device", message))
         return None
     return wanted.device, wanted.statistic or "p50"
@@ -206,6 +222,10 @@ def _objectives(
         where = at.format(index)
         place = _place(item, where, devices, faults)
         if place is None:
+            continue
+        if place[0] is not None and devices[place[0]].place == "virtual":
+            message = f"{place[0]} gives estimates: they may be bounded, and are no objective"
+            faults.append(Fault(f"{where}/device", message))
             continue
         natural: Literal["maximize", "minimize"] = METRICS[item.metric].direction
         if item.direction not in (None, natural):

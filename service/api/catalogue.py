@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -16,6 +17,7 @@ from search import catalogue
 from search.device import DeviceSpec
 from search.metric import METRICS
 from service.api.deps import MAX_WAIT_S, ServicesDep, principal
+from service.api.device_agents import agent_out
 from service.api.schemas.catalogue import (
     AgentOut,
     AgentsOut,
@@ -26,6 +28,8 @@ from service.api.schemas.catalogue import (
     SystemOut,
 )
 from service.api.schemas.page import PageOut
+from service.db import device_agents
+from service.db.device_agents import StoredAgent
 from service.db.devices import StoredDevice
 from service.db.errors import NotFound
 from service.job_spec import closest
@@ -63,22 +67,34 @@ def list_metrics() -> PageOut[MetricOut]:
     )
 
 
-def device_out(spec: DeviceSpec, stored: StoredDevice | None) -> DeviceOut:
+def device_out(
+    spec: DeviceSpec, stored: StoredDevice | None, agents: Sequence[StoredAgent] = ()
+) -> DeviceOut:
     """Return a device as it is answered."""
     return DeviceOut(
         name=spec.name,
         runtime=spec.runtime,
         threads=spec.threads,
+        batch=spec.batch,
+        place=spec.place,
         hardware=dict(spec.hardware),
         fingerprint=stored.fingerprint if stored else None,
         seen_at=stored.seen_at if stored else None,
+        agents=[agent_out(agent) for agent in agents if agent.device == spec.name],
     )
 
 
 @router.get("/devices")
 def list_devices(parts: ServicesDep) -> PageOut[DeviceOut]:
-    """List every device that timed metrics may name."""
-    return PageOut(data=[device_out(*found) for found in parts.devices().values()])
+    """List devices that timed metrics may name; of a local one, threads and batch may be added.
+
+    `local/openvino-2t-b32` is OpenVINO on this server with two threads and 32 inputs at once.
+    """
+    stored = parts.stored_devices()
+    with parts.database.read() as session:
+        agents = device_agents.everything(session)
+    found = [device_out(s, stored.get(n), agents) for n, s in parts.devices().items()]
+    return PageOut(data=found)
 
 
 @router.get("/devices/{name:path}")
@@ -86,8 +102,10 @@ def get_device(name: str, parts: ServicesDep) -> DeviceOut:
     """Return a device; its name may contain a slash."""
     known = parts.devices()
     if name not in known:
-        raise NotFound("device", f"{name}; {closest(name, known)}")
-    return device_out(*known[name])
+        raise NotFound("device", f"{name}; {known.refusal(name) or closest(name, known)}")
+    with parts.database.read() as session:
+        agents = device_agents.everything(session)
+    return device_out(known[name], parts.stored_devices().get(name), agents)
 
 
 @router.get("/methods")

@@ -11,10 +11,10 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 
-from search.device import LOCAL_DEVICES, DeviceSpec
 from service.db import api_keys, devices
 from service.db.devices import StoredDevice
 from service.db.session import Database
+from service.device_book import DeviceBook
 from service.errors import KeyForbidden, KeyRequired
 from service.settings import Settings
 from workers.store import ArtifactStore
@@ -50,15 +50,14 @@ class Services:
     waiters: threading.BoundedSemaphore
     streams: threading.BoundedSemaphore
 
-    def devices(self) -> dict[str, tuple[DeviceSpec, StoredDevice | None]]:
-        """Return every known device by name: local ones, renewed by what workers reported."""
-        found: dict[str, tuple[DeviceSpec, StoredDevice | None]] = {
-            spec.name: (spec, None) for spec in LOCAL_DEVICES
-        }
+    def stored_devices(self) -> dict[str, StoredDevice]:
+        """Return by name what the database has of devices: boards, and fingerprints of others."""
         with self.database.read() as session:
-            for stored in devices.everything(session):
-                found[stored.spec.name] = (stored.spec, stored)
-        return found
+            return {stored.spec.name: stored for stored in devices.everything(session)}
+
+    def devices(self) -> DeviceBook:
+        """Return every device that constraints may name."""
+        return DeviceBook({name: stored.spec for name, stored in self.stored_devices().items()})
 
 
 def services(request: Request) -> Services:

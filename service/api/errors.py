@@ -81,6 +81,19 @@ KINDS: Mapping[type[Exception], Kind] = {
         retryable=True,
         retry_after_s=5,
     ),
+    errors.AgentRefused: Kind(
+        slug="agent-refused", status=403, title="No such agent of a board has this token"
+    ),
+    errors.NameTaken: Kind(slug="name-taken", status=409, title="An agent has this name already"),
+    errors.PoolMismatch: Kind(
+        slug="pool-mismatch", status=409, title="The board is not like the others of its pool"
+    ),
+    errors.AttemptStale: Kind(
+        slug="attempt-stale", status=409, title="The order is no longer this attempt's"
+    ),
+    errors.ResultImplausible: Kind(
+        slug="result-implausible", status=422, title="The times cannot have been measured"
+    ),
     db_errors.DatabaseUnreachable: Kind(
         slug="database-unreachable",
         status=503,

@@ -168,7 +168,7 @@ def select_checkpoint(
     job_id: str, body: SelectIn, parts: ServicesDep, who: PrincipalDep
 ) -> SelectOut:
     """Return the best confirmed point under other bounds, from what is already measured."""
-    known = {name: spec for name, (spec, _) in parts.devices().items()}
+    known = parts.devices()
     with parts.database.read() as session:
         job = jobs.get(session, job_id)
         spec = JobSpec.from_json(job.spec)

@@ -51,7 +51,7 @@ def take_in(parts: Services, request: JobCreate, job_id: str) -> Intake:
         NotReady: Model or dataset is still being scanned.
         Rejected: Model or dataset was refused.
     """
-    known = parts.devices()
+    known, stored_devices = parts.devices(), parts.stored_devices()
     with parts.database.read() as session:
         model = _named("/model_id", lambda: models.get(session, request.model_id))
         dataset = _named("/dataset_id", lambda: datasets.get(session, request.dataset_id))
@@ -60,9 +60,8 @@ def take_in(parts: Services, request: JobCreate, job_id: str) -> Intake:
         data = models.survey(session, model.id)
         measured = [
             found
-            for _, stored in known.values()
-            if stored is not None
-            and (
+            for stored in stored_devices.values()
+            if (
                 found := baselines.get(
                     session,
                     model_id=model.id,
@@ -85,7 +84,7 @@ def take_in(parts: Services, request: JobCreate, job_id: str) -> Intake:
         dataset=dataset.artifact,
         facts=facts,
         baseline=baseline,
-        devices={name: spec for name, (spec, _) in known.items()},
+        devices=known,
     )
     spec = build_job_spec(request, materials, parts.settings, job_id)
     try:

@@ -2,8 +2,9 @@
 
 const NAMES = {
   top1: "top-1", top5: "top-5", agreement: "agreement", latency_ms: "latency",
-  throughput: "throughput", runtime_bytes: "runtime size", download_bytes: "download",
-  resident_bytes: "resident", macs: "MACs", flops: "FLOPs", params: "parameters",
+  latency_hot_ms: "hot latency", throughput: "throughput", runtime_bytes: "runtime size", download_bytes: "download",
+  resident_bytes: "resident", peak_memory_bytes: "peak memory", load_ms: "load time",
+  first_inference_ms: "first inference", energy_mj: "energy", macs: "MACs", flops: "FLOPs", params: "parameters",
 };
 const SHARES = new Set(["top1", "top5", "agreement"]);
 const STEPS = [[1e9, "G"], [1e6, "M"], [1e3, "k"]];
@@ -20,6 +21,7 @@ export function unit(metric) {
   if (SHARES.has(metric)) return "%";
   if (metric.endsWith("_ms")) return "ms";
   if (metric.endsWith("_bytes")) return "bytes";
+  if (metric === "energy_mj") return "mJ";
   return metric === "throughput" ? "1/s" : "";
 }
 
@@ -35,6 +37,7 @@ export function number(metric, value) {
   if (SHARES.has(metric)) return `${(100 * value).toFixed(2)} %`;
   if (metric.endsWith("_ms")) return `${Number(value.toPrecision(4))} ms`;
   if (metric === "throughput") return `${Number(value.toPrecision(4))} /s`;
+  if (metric === "energy_mj") return `${Number(value.toPrecision(4))} mJ`;
   const suffix = metric.endsWith("_bytes") ? "B" : "";
   for (const [size, letter] of STEPS) {
     if (Math.abs(value) >= size) return `${Number((value / size).toPrecision(3))} ${letter}${suffix}`;

@@ -25,6 +25,7 @@ FILES: Mapping[str, tuple[str, str]] = {
     "patch": ("patch.json", "application/json"),
     "prepared": ("prepared.json", "application/json"),
     "report": ("report.json", "application/json"),
+    "profile": ("profile.json", "application/json"),
     "card": ("README.md", "text/markdown"),
 }
 """Role to the file name and media type under which it is pulled."""

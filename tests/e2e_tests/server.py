@@ -49,19 +49,34 @@ def descendants(root: int) -> set[int]:
         below |= more
 
 
-class Server:
-    """`service.serve` on a free port, everything it keeps under one folder."""
+def new_key(folder: Path) -> str:
+    """Make an API key in the database of a server that keeps its things in `folder`."""
+    environment = {**os.environ, "PARETOPRESS_DATA_DIR": str(folder)}
+    command = [sys.executable, "-m", "service.keys", "create", "test"]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return made.stdout.strip()
 
-    def __init__(self, folder: Path, code: Path | None = None) -> None:
+
+class Server:
+    """`service.serve` on a free port, everything it keeps under one folder.
+
+    Beyond loopback it asks for an API key, which is `api_key`.
+    """
+
+    def __init__(self, folder: Path, code: Path | None = None, host: str = "127.0.0.1") -> None:
         self.folder = folder
-        self.url = f"http://127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "service.serve", "--data", str(folder)]
+        self.url = f"http://{host}:{free_port()}"
+        command = [sys.executable, "-m", "service.serve", "--data", str(folder), "--host", host]
         command += ["--port", self.url.rpartition(":")[2], "--parent", str(os.getpid())]
         if code is not None:
             command += ["--code", str(code)]
         folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PARETOPRESS_")}
         environment["PARETOPRESS_LEASE_S"] = str(LEASE_S)
+        self.api_key = None
+        if host != "127.0.0.1":
+            environment["PARETOPRESS_REQUIRE_API_KEY"] = "true"
+            self.api_key = new_key(folder)
         with (folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -99,12 +114,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, code: Path | None = None) -> Iterator[tuple[Server, Client]]:
+def serving(
+    folder: Path, code: Path | None = None, host: str = "127.0.0.1"
+) -> Iterator[tuple[Server, Client]]:
     """Run a server and a client of it."""
-    server = Server(folder, code)
+    server = Server(folder, code, host)
     try:
         server.wait_until_ready()
-        with Client(server.url) as client:
+        with Client(server.url, api_key=server.api_key) as client:
             yield server, client
     finally:
         server.stop()

@@ -52,6 +52,16 @@ def test_the_vocabulary_loads_nothing_heavy() -> None:
     assert not heavy & set(_run(VOCABULARY)["modules"])
 
 
+def test_the_agent_of_a_board_loads_nothing_of_the_server() -> None:
+    found = _run(
+        "import json, sys, workers.device_agent.__main__, workers.meters.latency\n"
+        "import workers.meters.onnxruntime_cpu\n"
+        "print(json.dumps({'modules': sorted({m.partition('.')[0] for m in sys.modules})}))"
+    )
+    server = {*HEAVY, "fastapi", "sqlalchemy", "pydantic", "service", "openvino", "executorch"}
+    assert not (server - {"onnxruntime"}) & set(found["modules"])
+
+
 def test_the_client_loads_none_of_the_server() -> None:
     found = _run(
         "import json, sys, paretopress, paretopress.cli\n"

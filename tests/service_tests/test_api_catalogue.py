@@ -29,15 +29,15 @@ def test_metrics(api: World) -> None:
 
 
 def test_devices_are_the_local_ones_and_the_stored_ones(api: World) -> None:
-    (local,) = api.client.get("/api/v1/devices").json()["data"]
-    assert local["name"] == DEVICE
-    assert local["seen_at"] is None
+    before = {d["name"]: d for d in api.client.get("/api/v1/devices").json()["data"]}
+    assert before[DEVICE]["seen_at"] is None
+    assert before[DEVICE]["place"] == "local"
     hardware = (("cpu", "test"),)
     with api.database.write() as session:
         devices.put(session, DeviceSpec(name=DEVICE, runtime="onnxruntime", hardware=hardware))
         devices.put(session, DeviceSpec(name="phone/a", runtime="onnxruntime", threads=4))
     found = {d["name"]: d for d in api.client.get("/api/v1/devices").json()["data"]}
-    assert set(found) == {DEVICE, "phone/a"}
+    assert set(found) == {*before, "phone/a"}
     assert found[DEVICE]["hardware"] == {"cpu": "test"}
     assert api.client.get("/api/v1/devices/phone/a").json()["threads"] == 4
 

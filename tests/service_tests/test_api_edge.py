@@ -171,6 +171,8 @@ def test_the_dashboard_and_plotly_are_served(api: World) -> None:
 
 def test_slugs_are_stable() -> None:
     assert errors.SLUGS == (
+        "agent-refused",
+        "attempt-stale",
         "bad-request",
         "body-too-large",
         "code-not-allowed",
@@ -188,11 +190,14 @@ def test_slugs_are_stable() -> None:
         "media-type",
         "method-not-allowed",
         "model-refused",
+        "name-taken",
         "not-found",
         "not-ready",
         "path-not-allowed",
+        "pool-mismatch",
         "range-unsatisfiable",
         "rejected",
+        "result-implausible",
         "too-many-streams",
         "unreachable-constraint",
         "validation",

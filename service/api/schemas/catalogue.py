@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from service.api.schemas.device_agents import DeviceAgentOut
 from service.api.schemas.strict import Answer
 
 
@@ -31,14 +32,29 @@ class MetricOut(Answer):
 
 
 class DeviceOut(Answer):
-    """A named place where time is measured; `seen_at` None until a worker used it."""
+    """A named place where time is measured.
+
+    Attributes:
+        name: As constraints name it.
+        runtime: What runs the deployed file.
+        threads: Of one inference.
+        batch: Inputs of one inference.
+        place: `local` (this server), `agent` (a pool of boards) or `virtual` (nothing measured).
+        hardware: What it says of itself; of a pool, what its boards have in common.
+        fingerprint: Of all that; None until it was stored.
+        seen_at: When it was stored last.
+        agents: Of a pool: who pulls its orders.
+    """
 
     name: str
     runtime: str
     threads: int
+    batch: int
+    place: str
     hardware: dict[str, str]
     fingerprint: str | None
     seen_at: datetime.datetime | None
+    agents: list[DeviceAgentOut] = Field(default_factory=list)
 
 
 class NamedOut(Answer):

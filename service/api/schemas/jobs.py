@@ -16,7 +16,7 @@ from workers.job import Average, FeatureLoss, KdLoss, RaceMode, Recovery, Scorin
 
 _METHODS, _RECOVERY, _SCORING = Methods(), Recovery(), Scoring()
 
-Statistic = Literal["p50", "p95"]
+Statistic = Literal["p50", "p95", "p99"]
 Relation = Literal["baseline", "baseline_difference"]
 Label = Annotated[str, StringConstraints(max_length=200)]
 Labels = Annotated[
@@ -109,11 +109,16 @@ class RecoveryIn(Request):
 
 
 class ScoringIn(Request):
-    """How much data a proxy trial reads."""
+    """How much data a proxy trial reads, and which trials are not measured at all.
+
+    With `prune_hopeless` a proposal whose latency is foretold to miss its bound, by a model of the
+    readings so far, is recorded as infeasible without being measured.
+    """
 
     recalibration_images: int = Field(default=_SCORING.recalibration_images, ge=1)
     proxy_images: int = Field(default=_SCORING.proxy_images, ge=1)
     parity_images: int = Field(default=_SCORING.parity_images, ge=1, le=1024)
+    prune_hopeless: bool = _SCORING.prune_hopeless
 
 
 class BudgetIn(Request):

@@ -32,7 +32,7 @@ class ReadingOut(Answer):
         n: Inputs scored or runs timed.
         unit: Physical unit, `1` for a share.
         device: Where it was timed.
-        statistic: `p50` or `p95` for times.
+        statistic: `p50`, `p95` or `p99` for times.
         split: Which data an accuracy is of: `search` or the held-out `test`.
         ratio: Value over the dense model's, measured beside it.
         estimated: True when predicted.
