@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 # Which tests: the quick ones by default; CI passes MARK="not benchmark".
 MARK ?= not slow and not ray and not browser and not postgres and not benchmark
+# Processes that share the tests; those with marker ray, browser or postgres start enough of their own: WORKERS=0.
+WORKERS ?= 2
 
 .PHONY: install demo test check format bench clean
 
@@ -20,7 +22,7 @@ demo: install
 	$(BIN)/paretopress demo
 
 test: install
-	$(BIN)/pytest -m "$(MARK)" $(ARGS)
+	$(BIN)/pytest -m "$(MARK)" -n $(WORKERS) $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
