@@ -21,6 +21,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/paretopress demo
 
+# More torch threads in sum than cores are ruinous.
+test: export OMP_NUM_THREADS ?= 1
 test: install
 	$(BIN)/pytest -m "$(MARK)" -n $(WORKERS) $(ARGS)
 
