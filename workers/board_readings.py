@@ -6,7 +6,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +15,8 @@ from search.device import DeviceSpec
 from search.measurement import Reading
 from workers.errors import WorkerError
 from workers.meters.latency_result import result_of
-from workers.meters.quantiles import Times, flat, quantile
-from workers.meters.signed_rank import FEWEST, centre
-from workers.meters.stopwatch import (
-    PLACEMENT,
-    Comparison,
-    RegimeTimes,
-    exponential,
-    widened,
-)
+from workers.meters.quantiles import Times
+from workers.meters.stopwatch import Comparison, regime_of
 
 CANDIDATE, BASELINE = "candidate_ms", "baseline_ms"
 """Names of the raw times in their archive, milliseconds of one inference each: blocks x rounds,
@@ -148,10 +141,10 @@ def board_readings(
     arrays = {name: _blocks(array) for name, array in read_times(archive).items()}
     sent = check_readings(given, device.name)
     said = next((r.warning for r in sent if r.metric == "latency_ms" and r.warning), "")
-    cold = _regime("interleaved", arrays[CANDIDATE], arrays[BASELINE])
+    cold = regime_of("interleaved", arrays[CANDIDATE], arrays[BASELINE])
     hot = None
     if HOT_CANDIDATE in arrays and HOT_BASELINE in arrays:
-        hot = _regime("hot", arrays[HOT_CANDIDATE], arrays[HOT_BASELINE])
+        hot = regime_of("hot", arrays[HOT_CANDIDATE], arrays[HOT_BASELINE])
     seen = Comparison(
         interleaved=cold,
         hot=hot,
@@ -162,29 +155,6 @@ def board_readings(
     result = result_of(seen, device, same=dense, seed=len(cold.candidate_ms), seconds=0.0)
     have = {(reading.metric, reading.statistic) for reading in result.readings}
     return [*result.readings, *(r for r in sent if (r.metric, r.statistic) not in have)]
-
-
-def _regime(
-    name: Literal["interleaved", "hot"], candidate_ms: Times, baseline_ms: Times
-) -> RegimeTimes:
-    """Return times with their ratio, as `workers.meters.stopwatch` has it."""
-    if name == "interleaved":
-        log_ratios = np.nanmedian(np.log(candidate_ms / baseline_ms), axis=1)
-    else:
-        medians = (np.nanmedian(times, axis=1) for times in (candidate_ms, baseline_ms))
-        candidate, baseline = medians
-        log_ratios = np.log(candidate / baseline)
-    if len(log_ratios) >= FEWEST:
-        ratio = exponential(centre(log_ratios))
-    else:
-        ratio = widened(quantile(flat(candidate_ms / baseline_ms), 0.5), PLACEMENT)
-    return RegimeTimes(
-        name=name,
-        candidate_ms=candidate_ms,
-        baseline_ms=baseline_ms,
-        log_ratios=log_ratios,
-        ratio=ratio,
-    )
 
 
 def _blocks(times: NDArray[Any]) -> Times:

@@ -32,7 +32,7 @@ from workers.steps import Steps
 WIDTH = 0.04
 """Relative width of the latency ratio's interval that a result is timed to."""
 
-TIMING_S = 20.0
+TIMING_S = 30.0
 """Longest timing of a result, per device."""
 
 ROLES = {"onnx": "model.onnx", "coded": "model.ppz", "report": "report.json"}

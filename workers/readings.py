@@ -19,8 +19,11 @@ from workers.meters.startup import METRICS_OF, startup_readings
 from workers.meters.virtual import virtual_readings
 from workers.steps import Steps
 
-ROUNDS = 100
-"""Per block where every reading counts: with eight blocks, enough to see a p99."""
+ROUNDS = 40
+"""Per block where every reading counts: with thirty blocks, enough to see a p99."""
+
+MIN_TIMING_S = 12.0
+"""Where every reading counts: other work disturbs for seconds at a time."""
 
 TIMES_ROLE = "times"
 """Artifact of a confirmed trial: the raw times behind its latencies, `times_npz`."""
@@ -73,6 +76,7 @@ def timings(
     width: float,
     max_seconds: float,
     rounds: int = DEFAULT.rounds,
+    min_seconds: float = DEFAULT.min_seconds,
     processes: bool = False,
 ) -> list[LatencyResult]:
     """Time a file on devices, each time beside the dense model on a quiet node.
@@ -86,6 +90,7 @@ def timings(
         width: Relative width of the ratio's interval that is wanted.
         max_seconds: Longest timing per device.
         rounds: Per block.
+        min_seconds: Shortest timing per device.
         processes: Whether every block has a process of its own.
     """
     dense = context.dense_onnx
@@ -100,6 +105,7 @@ def timings(
                     max_seconds=max_seconds,
                     width=width,
                     rounds=rounds,
+                    min_seconds=min_seconds,
                     processes=processes,
                 )
             else:
@@ -111,6 +117,7 @@ def timings(
                     max_seconds=max_seconds,
                     width=width,
                     rounds=rounds,
+                    min_seconds=min_seconds,
                     processes=processes,
                 )
         results.append(result)
@@ -171,6 +178,7 @@ def deployed_readings(
         width=width,
         max_seconds=max_seconds,
         rounds=ROUNDS if every else DEFAULT.rounds,
+        min_seconds=min(MIN_TIMING_S, max_seconds) if every else 0.0,
     )
     if every and timed:
         steps.artifacts[TIMES_ROLE] = context.store.put(times_npz(timed))

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from search.measurement import Interval
 from tests.workers_tests.machines import NOISES, Machine, quiet
+from workers.meters.quantiles import Times
 from workers.meters.signed_rank import FEWEST
 from workers.meters.stopwatch import (
+    MIN_BLOCKS,
     PLACEMENT,
+    SESSION,
     Comparison,
     StoppingRule,
     compare,
@@ -22,6 +25,7 @@ from workers.meters.stopwatch import (
     faster,
     inverse,
     median_ratio,
+    regime_of,
     relative_width,
     widened,
 )
@@ -122,7 +126,8 @@ def test_blocks_load_both_afresh_and_time_both_in_drawn_orders() -> None:
     assert seen.hot is not None
     assert seen.hot.candidate_ms.shape == (8, 10)
     for ratio in (seen.ratio, seen.hot.ratio):
-        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((0.5, 0.5, 0.5))
+        ends = (0.5 * (1 - SESSION), 0.5, 0.5 * (1 + SESSION))
+        assert (ratio.low, ratio.value, ratio.high) == pytest.approx(ends)
     assert seen.warnings == ()
 
 
@@ -131,7 +136,7 @@ def test_it_stops_when_the_interval_is_narrow_enough() -> None:
     calm = watch(Machine(), rule=rule)
     rough = watch(quiet(np.random.default_rng(0)), 0.6, rule=rule)
     assert len(calm.load_s) == rule.min_blocks < len(rough.load_s) < rule.max_blocks
-    assert relative_width(rough.ratio) < 0.04
+    assert relative_width(rough.ratio) - 2 * SESSION < 0.04
 
 
 def test_it_stops_at_its_time_and_says_what_it_missed() -> None:
@@ -238,3 +243,33 @@ def test_only_an_interval_below_one_is_faster() -> None:
 def test_a_rule_that_cannot_be_kept_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must be >|is outside"):
         StoppingRule(**wrong)  # type: ignore[arg-type]
+
+
+def disturbed(rng: np.random.Generator, blocks: int, share: float) -> tuple[Times, Times]:
+    """Return times of a candidate at 0.4 of the baseline, which a busy neighbour makes 0.5."""
+    busy = rng.random(blocks) < share
+    noise = np.exp(0.02 * rng.standard_normal((2, blocks, 20)))
+    baseline = np.where(busy, 1.4, 1.0)[:, None] * noise[0]
+    return np.where(busy, 0.7, 0.4)[:, None] * noise[1], baseline
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+def test_blocks_beside_a_busy_neighbour_do_not_count(share: float) -> None:
+    candidate, baseline = disturbed(np.random.default_rng(1), 40, share)
+    seen = regime_of("interleaved", candidate, baseline)
+    assert seen.ratio.value == pytest.approx(0.4, rel=0.01)
+    assert seen.ratio.low < 0.4 < seen.ratio.high
+    assert np.count_nonzero(seen.calm) == np.count_nonzero(baseline[:, 0] < 1.2)
+
+
+def test_the_calmest_blocks_stand_in_where_too_few_are_undisturbed() -> None:
+    slower = np.linspace(1.0, 3.0, 12)[:, None] * np.ones((12, 5))
+    seen = regime_of("interleaved", slower, slower)
+    assert np.flatnonzero(seen.calm).tolist() == list(range(MIN_BLOCKS))
+
+
+def test_which_blocks_count_does_not_depend_on_who_is_called_what() -> None:
+    first, second = disturbed(np.random.default_rng(2), 30, 0.5)
+    one, other = regime_of("hot", first, second), regime_of("hot", second, first)
+    assert (one.calm == other.calm).all()
+    assert one.ratio.value == pytest.approx(1 / other.ratio.value)

@@ -94,6 +94,12 @@ class BlockTimes:
         return float(np.median(np.log(self.candidate_ms / self.baseline_ms)))
 
     @functools.cached_property
+    def pace(self) -> float:
+        """Mean of the logarithms of both medians, see `workers.meters.calm`."""
+        medians = np.median([self.candidate_ms, self.baseline_ms], axis=1)
+        return float(np.log(medians).mean())
+
+    @functools.cached_property
     def hot_log_ratio(self) -> float | None:
         """Difference of the logarithms of the bursts' medians; None without bursts."""
         if not len(self.hot_candidate_ms):

@@ -34,6 +34,7 @@ def time_onnx(
     max_seconds: float = DEFAULT.max_seconds,
     width: float = DEFAULT.width,
     rounds: int = DEFAULT.rounds,
+    min_seconds: float = DEFAULT.min_seconds,
     processes: bool = False,
 ) -> LatencyResult:
     """Time a candidate beside the dense baseline; the node must be quiet (`QuietNode.alone`).
@@ -49,6 +50,7 @@ def time_onnx(
         max_seconds: At most this much timing, loading and warm-up included.
         width: Wanted (high - low) / value of the interval of the ratio.
         rounds: Per block; a p99 asks for more than a ratio does.
+        min_seconds: At least this much timing, to outlast what disturbs the machine.
         processes: Whether every block has a process of its own, and so another layout of memory
             altogether; each costs what importing the runtime takes.
 
@@ -56,7 +58,9 @@ def time_onnx(
         DeviceUnknown: The runtime is unknown or the machine has too few cores.
         ValueError: The runtime cannot run a model.
     """
-    rule = StoppingRule(width=width, max_seconds=max_seconds, rounds=rounds)
+    rule = StoppingRule(
+        width=width, max_seconds=max_seconds, rounds=rounds, min_seconds=min_seconds
+    )
 
     def files(runtime: Runtime) -> Files:
         return runtime.build(candidate, device.batch), runtime.build(baseline, device.batch)
@@ -77,6 +81,7 @@ def time_baseline(
     max_seconds: float = DEFAULT.max_seconds,
     width: float = DEFAULT.width,
     rounds: int = DEFAULT.rounds,
+    min_seconds: float = DEFAULT.min_seconds,
     processes: bool = False,
 ) -> LatencyResult:
     """Time the baseline beside a second load of itself (A/A).
@@ -85,7 +90,9 @@ def time_baseline(
     what the stopwatch said, and a warning is given when that interval excludes 1. Arguments and
     errors as for `time_onnx`.
     """
-    rule = StoppingRule(width=width, max_seconds=max_seconds, rounds=rounds)
+    rule = StoppingRule(
+        width=width, max_seconds=max_seconds, rounds=rounds, min_seconds=min_seconds
+    )
 
     def once(runtime: Runtime) -> Files:
         return (runtime.build(baseline, device.batch),) * 2
@@ -102,6 +109,7 @@ def time_files(
     max_seconds: float = DEFAULT.max_seconds,
     width: float = DEFAULT.width,
     rounds: int = DEFAULT.rounds,
+    min_seconds: float = DEFAULT.min_seconds,
     processes: bool = False,
 ) -> LatencyResult:
     """Time files as the runtime loads them, for where nothing can be built.
@@ -109,7 +117,9 @@ def time_files(
     Equal files are taken for the baseline and itself, as in `time_baseline`. Arguments and errors
     as for `time_onnx`.
     """
-    rule = StoppingRule(width=width, max_seconds=max_seconds, rounds=rounds)
+    rule = StoppingRule(
+        width=width, max_seconds=max_seconds, rounds=rounds, min_seconds=min_seconds
+    )
     same = candidate == baseline
     return _beside(
         lambda _: (candidate, baseline), device, rule, seed=seed, processes=processes, same=same

@@ -47,13 +47,13 @@ class LatencyResult:
 
     @property
     def candidate_ms(self) -> Times:
-        """The candidate's interleaved times of all blocks, one per round, in order."""
-        return flat(self.interleaved.candidate_ms)
+        """The candidate's interleaved times of the blocks that count, in order."""
+        return flat(self.interleaved.candidate_ms[self.interleaved.calm])
 
     @property
     def baseline_ms(self) -> Times:
         """The baseline's times in the same rounds."""
-        return flat(self.interleaved.baseline_ms)
+        return flat(self.interleaved.baseline_ms[self.interleaved.calm])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the raw times, blocks x rounds in milliseconds, NaN where a block was shorter."""
@@ -143,7 +143,8 @@ def _readings(
     times = _times(cold, same)
     n = len(flat(times))
     p50, *values = quantiles_of_blocks(times, (0.5, *TAILS.values()), rng)
-    ratios = quantile_ratios(cold.candidate_ms, cold.baseline_ms, tuple(TAILS.values()), rng)
+    calm = (cold.candidate_ms[cold.calm], cold.baseline_ms[cold.calm])
+    ratios = quantile_ratios(*calm, tuple(TAILS.values()), rng)
     tails = [
         reading("latency_ms", name, value, ratio, n)
         for name, value, ratio in zip(TAILS, values, ratios, strict=True)
@@ -163,7 +164,7 @@ def _readings(
 
 
 def _times(regime: RegimeTimes, same: bool) -> Times:
-    """Return the candidate's times, or both copies' of one model."""
+    """Return the candidate's times of the blocks that count, or both copies' of one model."""
     if not same:
-        return regime.candidate_ms
-    return np.concatenate([regime.candidate_ms, regime.baseline_ms], axis=1)
+        return regime.candidate_ms[regime.calm]
+    return np.concatenate([regime.candidate_ms, regime.baseline_ms], axis=1)[regime.calm]
