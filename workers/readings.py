@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from compression.container import encode_onnx
 from compression.plan import Plan
@@ -77,7 +78,6 @@ def timings(
     max_seconds: float,
     rounds: int = DEFAULT.rounds,
     min_seconds: float = DEFAULT.min_seconds,
-    processes: bool = False,
 ) -> list[LatencyResult]:
     """Time a file on devices, each time beside the dense model on a quiet node.
 
@@ -91,35 +91,20 @@ def timings(
         max_seconds: Longest timing per device.
         rounds: Per block.
         min_seconds: Shortest timing per device.
-        processes: Whether every block has a process of its own.
     """
     dense = context.dense_onnx
+    time = partial(time_baseline if deployed == dense else partial(time_onnx, deployed), dense)
     results = []
     for device in devices:
         with context.quiet.alone(), steps.step("time"):
-            if deployed == dense:
-                result = time_baseline(
-                    dense,
-                    device,
-                    seed=trial.seed,
-                    max_seconds=max_seconds,
-                    width=width,
-                    rounds=rounds,
-                    min_seconds=min_seconds,
-                    processes=processes,
-                )
-            else:
-                result = time_onnx(
-                    deployed,
-                    dense,
-                    device,
-                    seed=trial.seed,
-                    max_seconds=max_seconds,
-                    width=width,
-                    rounds=rounds,
-                    min_seconds=min_seconds,
-                    processes=processes,
-                )
+            result = time(
+                device,
+                seed=trial.seed,
+                max_seconds=max_seconds,
+                width=width,
+                rounds=rounds,
+                min_seconds=min_seconds,
+            )
         results.append(result)
     return results
 

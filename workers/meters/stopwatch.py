@@ -311,11 +311,6 @@ def _warnings(seen: RegimeTimes, rule: StoppingRule) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def faster(ratio: Interval) -> bool:
-    """Whether a time's ratio to another's is below 1 beyond doubt: its whole interval is."""
-    return ratio.high < 1
-
-
 def relative_width(interval: Interval) -> float:
     """Return (high - low) / value."""
     return (interval.high - interval.low) / interval.value
