@@ -4,11 +4,14 @@ Reference:
     Dong & Yang (2019), "Network Pruning via Transformable Architecture Search", NeurIPS 2019: the
     widths and the `estimated_FLOP` of the authors' searched CIFAR-10 networks (AutoDL-Projects,
     configs/NeurIPS-2019).
+    He et al. (2018), "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV:
+    the widths of MobileNetV1 that their repository names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,12 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compression.cost import CostTable
-from compression.counting import count_macs
+from compression.counting import count_macs, count_params
+from compression.decisions import PruneChannels
 from compression.layer_cost import LayerCost
 from compression.models.cifar_resnet import cifar_resnet
 from compression.plan import Plan
+from compression.survey import survey
 
 SHAPE = (3, 32, 32)
+
+MOBILENET = (3, 32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+AMC_MOBILENET = (3, 24, 48, 96, 80, 192, 200, 328, 352, 368, 360, 328, 400, 736, 752)
+"""Channels that enter the stem, each pointwise convolution, and the classifier."""
 
 TAS_20 = (3, 16, 6, 4, 4, 4, 4, 4, 32, 32, 12, 19, 32, 28, 64, 64, 64, 64, 64, 44)
 TAS_56 = (
@@ -30,6 +39,17 @@ TAS_56 = (
     *(32, 32, 32, 32, 32, 32, 22, 28, 32, 32, 19, 9, 19, 16, 9, 25, 16, 9),
     *(64, 64, 64, 64, 64, 64, 64, 64, 64, 51, 19, 19, 32, 19, 19, 32, 19, 25),
 )  # fmt: skip
+
+
+def mobilenet(entering: Sequence[int]) -> nn.Module:
+    """Return MobileNetV1's layers for the channels that enter its dense ones."""
+    layers: list[nn.Module] = [nn.Conv2d(entering[0], entering[1], 3, 2, 1, bias=False)]
+    for place, (before, after) in enumerate(pairwise(entering[1:])):
+        stride = 2 if place in (1, 3, 5, 11) else 1
+        layers.append(nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False))
+        layers.append(nn.Conv2d(before, after, 1, bias=False))
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pool, nn.Linear(entering[-1], 1000))
 
 
 class SearchedResNet(nn.Module):
@@ -99,11 +119,44 @@ def estimated_macs(widths: Sequence[int], depths: Sequence[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("depth", "macs"),
-    [(20, 40_551_040), (32, 68_862_592), (56, 125_485_696), (110, 252_887_680)],
+    ("depth", "macs", "params"),
+    [
+        (20, 40_551_040, 269_722),
+        (32, 68_862_592, 464_154),
+        (56, 125_485_696, 853_018),
+        (110, 252_887_680, 1_727_962),
+    ],
 )
-def test_cifar_resnets_cost_what_they_should(depth: int, macs: int) -> None:
-    assert count_macs(cifar_resnet(depth), SHAPE) == macs
+def test_cifar_resnets_cost_what_they_should(depth: int, macs: int, params: int) -> None:
+    model = cifar_resnet(depth)
+    assert count_macs(model, SHAPE) == macs
+    assert count_params(model) == params
+
+
+@pytest.mark.parametrize(
+    ("depth", "half", "quarter"), [(20, 0.505, 0.258), (32, 0.503, 0.255), (56, 0.502, 0.253)]
+)
+def test_inner_widths_cut_alike_cost_what_they_should(
+    depth: int, half: float, quarter: float
+) -> None:
+    found = survey(cifar_resnet(depth), SHAPE)
+    for share, expected in ((0.5, half), (0.25, quarter)):
+        plan = Plan.of(
+            {
+                site.name: [PruneChannels(keep_channels=round(share * site.channels))]
+                for site in found.prunable()
+            }
+        )
+        kept = found.costs.cost(plan).macs / found.costs.cost(Plan()).macs
+        assert round(kept, 3) == expected
+
+
+def test_the_searched_mobilenet_costs_what_its_widths_say() -> None:
+    shape = (3, 224, 224)
+    with torch.no_grad():
+        # 569 million as its paper says, and 51.7 % of them.
+        assert count_macs(mobilenet(MOBILENET), shape) == 568_740_352
+        assert count_macs(mobilenet(AMC_MOBILENET), shape) == 293_870_000
 
 
 def test_the_searched_resnet20_costs_its_published_estimate() -> None:
