@@ -24,8 +24,10 @@ Deviations:
     * Failed trials teach nothing; plans that cannot be evaluated earn the worst reward.
     * Selector and precision of the whole model are one choice for an episode. The first episodes
       try each with the same widths, later ones take the best; with `bits`, precisions (also those
-      of layers) are actions instead. HAQ's lowering of bits until a size fits is left out: sizes
-      are measured. Other choices (blocks, ranks, zeros, codebooks) stay untouched.
+      of layers) are actions instead. Other choices (blocks, ranks, zeros, codebooks) stay
+      untouched.
+    * HAQ lowers bits in turn until a table says that the budget is kept. Here sizes and times are
+      predicted, from the cost table and the readings so far.
     * Trials are learned from in the order of their proposal; weights are not stored but trained
       again from the seed.
 """
@@ -51,6 +53,7 @@ from search.measurement import Failed, Measured
 from search.problem import Problem
 from search.repair import Repair, as_point
 from search.sampling import neighbours, new_point
+from search.surrogate.additive import Additive, allowed
 from search.trial import Trial
 
 if TYPE_CHECKING:
@@ -173,6 +176,7 @@ class Amc:
         self._settings = tried_settings(self._walk, problem)
         mode: Mode = mode_for(problem) if options.mode == "auto" else options.mode
         self._clamped = mode == "budget" and options.clamp == "sequential"
+        self._additive = Additive(problem)
         self._reward = Reward(problem, mode, options.size, options.penalty)
         self._reachable = self._repair.reachable()
         self._warmup = options.warmup_trials or min(100, max(1, (problem.budget_trials or 60) // 3))
@@ -258,7 +262,22 @@ class Amc:
                 raw[t] = rng.random()
             point[step.column] = walk.decide(point, t, float(raw[t]), clamped=self._clamped)
         repaired = self._repair.shrink(as_points([point], len(point)))
-        return canonical(self._problem.space, as_point(repaired[0])), raw
+        return canonical(self._problem.space, self._lowered(as_point(repaired[0]))), raw
+
+    def _lowered(self, point: Point) -> Point:
+        """Return a point with fewer bits, layer by layer in turn, until all loads are allowed."""
+        steps = [step for step in self._walk.steps if step.kind == "bits"]
+        if not (steps and self._reachable):
+            return point
+        self._additive.learn(self._history)
+        for _ in range(max(len(step.order) for step in steps)):
+            for step in steps:
+                if allowed(self._additive.loads(as_points([point], len(point))))[0]:
+                    return point
+                place = step.order.index(point[step.column])
+                lower = step.order[max(0, place - 1)]
+                point = (*point[: step.column], lower, *point[step.column + 1 :])
+        return point
 
     def _centre(self) -> float:
         """Return the common keep ratio that just meets the arithmetic bounds; else 0.5."""

@@ -6,13 +6,16 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from compression.cost import CostTable
+from compression.layer_cost import LayerCost
 from compression.methods import Methods, resolve_space
+from compression.space import Knob, PlanSpace
 from search.agents.amc import Amc, Options
 from search.catalogue import create
 from search.errors import ProblemInvalid
 from tests.builders import surveyed_resnet
 from tests.contracts.agent import AgentContract, digests, snapshot_from_text, snapshot_to_text
-from tests.synthetic import Loop, Net, latency_at_most, macs_at_most
+from tests.synthetic import Loop, Net, download_at_most, latency_at_most, macs_at_most
 
 PAPER = MappingProxyType(
     {"catch_up": 0, "actor_lr": 1e-4, "one_hot": False, "clamp": "sequential", "store": "raw"}
@@ -63,6 +66,18 @@ def test_episodes_keep_a_budget_without_repair_under_the_papers_clamp() -> None:
         widths = np.array(space.knobs[0].choices) / space.knobs[0].choices[-1]
         nearest = int(np.argmin(np.abs(widths - raw[0])))
         assert point[0] == max(nearest, int(np.argmax(widths >= 0.2)))
+
+
+def test_bits_are_lowered_in_turn_until_the_predicted_size_fits() -> None:
+    layers = [LayerCost(name=n, op="conv", in_channels=8, out_channels=8, kernel=9) for n in "abc"]
+    bits = ("none", "8", "4", "2")
+    space = PlanSpace(
+        tuple(Knob(site=n, field="quantize_weights", choices=bits, ordered=True) for n in "abc")
+    )
+    for at_most, lowered in ((1.1, (0, 0, 0)), (0.8, (1, 0, 0)), (0.3, (2, 1, 1))):
+        base = Net().problem([download_at_most(at_most)])
+        problem = dataclasses.replace(base, space=space, costs=CostTable(tuple(layers), {}))
+        assert Amc(problem, Options(bits=True))._lowered(space.dense()) == lowered
 
 
 def test_settings_of_the_model_are_compared_with_the_same_widths_first() -> None:
