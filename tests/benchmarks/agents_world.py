@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from workers.context import JobContext
 from workers.edge import guarded
 from workers.evaluate import evaluate
 from workers.executor import Finished, InlineExecutor, Runner, Work
+from workers.latency_book import LatencyBook
 from workers.quiet import QuietNode
 from workers.store import FolderStore
 
@@ -169,16 +170,37 @@ class World:
     def search(
         self, agent: str, seed: int, budget: int, options: Mapping[str, Any] | None = None
     ) -> Searched:
-        """Let an agent search, as a job would."""
+        """Let an agent of the catalogue search, as a job would."""
+        return self.search_by(
+            lambda problem: create(agent, problem, options or {}), agent, seed, budget
+        )
+
+    def search_by(
+        self,
+        make: Callable[[Problem], Agent],
+        name: str,
+        seed: int,
+        budget: int,
+        latency: LatencyBook | None = None,
+    ) -> Searched:
+        """Let an agent that `make` makes of the problem search, as a job would.
+
+        With a book of latencies, hopeless proposals are spared.
+        """
         problem = self.problem(seed, budget)
-        timed = Timed(create(agent, problem, options or {}))
+        timed = Timed(make(problem))
         ledger = MemoryLedger(Book(seed=seed))
         self._run(ledger, [Evaluate(plan=Plan())], BASELINE_AGENT)
         before = self._kept.seconds
         loop.run(
-            timed, InlineExecutor(self.runner), ledger, Budget(trials=budget), agent_name=agent
+            timed,
+            InlineExecutor(self.runner),
+            ledger,
+            Budget(trials=budget),
+            agent_name=name,
+            latency=latency,
         )
-        trials = [t for t in ledger.trials() if t.agent == agent and t.preparation is None]
+        trials = [t for t in ledger.trials() if t.agent == name and t.preparation is None]
         return Searched(problem, trials, timed.seconds, self._kept.seconds - before)
 
     def _run(
