@@ -101,7 +101,9 @@ class Cooling:
         beyond = asked - self._startup
         if self._steps == 1 or beyond >= self._loose - ROUNDING:
             return self._steps
-        done = max(0, beyond) / self._loose * (self._steps - 1)
+        if beyond <= 0:
+            return 1
+        done = beyond / self._loose * (self._steps - 1)
         return 1 + int(done + ROUNDING)
 
     def slack(self, step: int) -> Floats:

@@ -14,7 +14,9 @@ Deviations:
       that ask for neighbours of what is known to be good win all turns.
     * Controls are outside the bandit: they ask in fixed turns.
     * The first racer leads: it asks alone for the first `lead_share` of the budget. Its probes
-      teach all others, while a race of beginners teaches nobody who is best.
+      teach all others, while a race of beginners teaches nobody who is best. On the way down to
+      the bounds nearly every plan is a new best: what was asked for during the lead earns nothing.
+    * Racers differ in their defaults where the lead has done their work already (`RACING`).
     * A racer that waits, or whose suggestion another has under way, is passed over.
     * Racers that need long training before their first plan, or hundreds of cheap episodes, are
       not raced by default: name them in `agents` where the budget allows.
@@ -35,8 +37,11 @@ from search.measurement import Measured
 from search.problem import Problem
 from search.trial import Fidelity, Trial
 
-RACERS = ("netadapt", "cbo", "knapsack")
+RACERS = ("netadapt", "cbo")
 CONTROLS = ("uniform", "random")
+
+RACING: Mapping[str, Mapping[str, Any]] = {"cbo": {"schedule": "one_step"}}
+"""Defaults in a race, by racer: the lead came down to the bounds, nobody need cool them again."""
 
 USUAL = 60
 """Trials that a search without a budget of trials is taken to have."""
@@ -54,7 +59,8 @@ class Options:
         options: Options of racers, by name.
         lead_share: Share of the budget that the first racer has to itself, in [0, 1]; without a
             budget of trials, of 60.
-        control_share: Share of the requests that uniform and random get in turn, in [0, 0.5].
+        control_share: Share of the requests that uniform and random get in turn, in [0, 0.5];
+            unless it is 0 each gets one at least.
         exploration: C of the bandit, at least 0.
         elite: Share of the measured plans that count as successes, in (0, 1].
     """
@@ -62,7 +68,7 @@ class Options:
     agents: tuple[str, ...] = RACERS
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     lead_share: float = 0.35
-    control_share: float = 0.1
+    control_share: float = 0.05
     exploration: float = 0.3
     elite: float = 0.02
 
@@ -105,11 +111,19 @@ class Auto:
         self._options = options
         names = (*options.agents, *CONTROLS)
         self._racers: dict[str, Agent] = {
-            name: create(name, problem, options.options.get(name, {})) for name in names
+            name: create(name, problem, {**RACING.get(name, {}), **options.options.get(name, {})})
+            for name in names
         }
+        budget = problem.budget_trials or USUAL
+        self._lead = options.lead_share * budget
+        least = min(0.5, len(CONTROLS) / budget)
+        self._control_share = options.control_share and max(options.control_share, least)
         self._askers: dict[str, str] = {}
         """Who asked, by the name of the order."""
-        self._told: dict[str, Trial] = {}
+        self._led: dict[str, None] = {}
+        """Names of the orders of the lead."""
+        self._told: dict[str, tuple[str, Trial]] = {}
+        """Names of orders and their trials, by the trial's id."""
         self._turn = 0
 
     def ask(self, n: int) -> Sequence[Request]:
@@ -126,7 +140,7 @@ class Auto:
         """Tell every racer."""
         for racer in self._racers.values():
             racer.tell(trials)
-        self._told.update({trial.id: trial for trial in trials})
+        self._told.update({trial.id: (_name_of(trial), trial) for trial in trials})
 
     def snapshot(self) -> Snapshot:
         """Return who asked for what, and every racer's snapshot."""
@@ -137,7 +151,8 @@ class Auto:
             for name, part in parts.items()
             for key, array in part.arrays.items()
         }
-        return Snapshot({"turn": self._turn, "askers": dict(self._askers), "racers": data}, arrays)
+        known = {"turn": self._turn, "askers": dict(self._askers), "led": list(self._led)}
+        return Snapshot({**known, "racers": data}, arrays)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take up where `snapshot` was made.
@@ -160,14 +175,18 @@ class Auto:
             racer.restore(Snapshot(known[name], arrays))
         self._turn = int(snapshot.data["turn"])
         self._askers = dict(snapshot.data["askers"])
+        self._led = dict.fromkeys(snapshot.data["led"])
 
     def _next(self) -> Request | None:
         """Return one request of the first in line who has one."""
         for name in self._line():
             request = self._fresh(name)
             if request is not None:
+                order = _name(request)
+                self._askers[order] = name
+                if self._turn < self._lead:
+                    self._led[order] = None
                 self._turn += 1
-                self._askers[_name(request)] = name
                 return request
         return None
 
@@ -182,7 +201,7 @@ class Auto:
 
     def _line(self) -> list[str]:
         """Return everyone in the order of asking now."""
-        share = self._options.control_share
+        share = self._control_share
         # Turn t is a control's where t * share passes a whole number.
         passed = math.floor((self._turn + 1) * share + 1e-9)
         control = CONTROLS[passed % len(CONTROLS)]
@@ -196,26 +215,29 @@ class Auto:
         return [*racers, *CONTROLS]
 
     def _merit(self, name: str, successes: Sequence[bool]) -> float:
-        uses = sum(asker == name for asker in self._askers.values())
-        total = sum(asker in self._options.agents for asker in self._askers.values())
-        leads = self._turn < self._options.lead_share * (self._problem.budget_trials or USUAL)
-        if not uses or (leads and name == self._options.agents[0]):
+        raced = [asker for order, asker in self._askers.items() if order not in self._led]
+        uses = raced.count(name)
+        total = sum(asker in self._options.agents for asker in raced)
+        if not uses or (self._turn < self._lead and name == self._options.agents[0]):
             return math.inf
         spread = self._options.exploration * math.sqrt(2 * math.log(max(2, total)) / uses)
         return area_under_curve(successes) + spread
 
     def _successes(self) -> dict[str, list[bool]]:
-        """Return for each racer whether its plans were among the best, in order of proposal."""
+        """Return for each racer whether its plans were among the best, in order of proposal.
+
+        What was asked for during the lead is compared with, but not counted.
+        """
         found: dict[str, list[bool]] = {}
         keys: list[tuple[float, float]] = []
-        for trial in sorted(self._told.values(), key=lambda t: (t.number, t.id)):
+        for order, trial in sorted(self._told.values(), key=lambda t: (t[1].number, t[1].id)):
             if trial.fidelity is not Fidelity.PROXY or not isinstance(trial.outcome, Measured):
                 continue
             key = self._problem.rank_key(trial)[:2]
             keys.append(key)
             place = sum(other < key for other in keys)
-            asker = self._askers.get(_name_of(trial))
-            if asker is not None:
+            asker = self._askers.get(order)
+            if asker is not None and order not in self._led:
                 succeeded = place < max(1.0, self._options.elite * len(keys))
                 found.setdefault(asker, []).append(succeeded)
         return found

@@ -80,11 +80,30 @@ class Candidates:
         return np.vstack([neighbours(self._space, centre), self._repair.shrink(varied, exact)])
 
     def steps(self, centre: Point, exact: Floats, rng: np.random.Generator) -> Points:
-        """Return where a climb may go from a point: the neighbours, or small moves."""
+        """Return where a climb may go from a point: neighbours and exchanges, or small moves."""
         if self._three is None:
-            return neighbours(self._space, centre)
+            return np.vstack([neighbours(self._space, centre), self._exchanges(centre, rng)])
         near = self._three.around(np.array(centre), rng, 64, REACHES[0])
         return self._repair.shrink(near, exact)
+
+    def _exchanges(self, centre: Point, rng: np.random.Generator) -> Points:
+        """Return variations of two knobs each: one up and one down, or anew where unordered.
+
+        At a bound no single knob can grow.
+        """
+        d = len(self.counts)
+        if d < 2:
+            return as_points([], d)
+        row = np.arange(self._count)
+        up = rng.integers(0, d, size=self._count)
+        down = (up + rng.integers(1, d, size=self._count)) % d
+        out = np.repeat(np.array(centre)[None], self._count, axis=0)
+        for knob, sign in ((up, 1), (down, -1)):
+            counts = self.counts[knob]
+            moved = out[row, knob] + sign * rng.integers(1, np.maximum(2, counts // 4) + 1)
+            anew = rng.integers(0, counts)
+            out[row, knob] = np.where(self.ordered[knob], np.clip(moved, 0, counts - 1), anew)
+        return out
 
     def _perturbed(self, centre: Point, rng: np.random.Generator) -> Points:
         """Return variations of a point: some knobs moved by some choices each."""

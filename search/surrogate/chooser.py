@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from compression.space import Point
 from search.arithmetic import Floats, Points
-from search.metric import METRICS
+from search.metric import ACCURACIES, METRICS
 from search.problem import Problem
 from search.repair import Repair, as_point
 from search.surrogate.acquisition import log_merit
 from search.surrogate.beliefs import Beliefs, believe
 from search.surrogate.candidates import Candidates
-from search.surrogate.features import Features, chebyshev
+from search.surrogate.features import Features, as_log_odds, chebyshev
 from search.surrogate.nehvi import MOST_OBJECTIVES, log_gain, reference_point
 from search.surrogate.observations import Observations
 from search.surrogate.three import Three, channel_columns
@@ -26,8 +26,9 @@ from search.surrogate.trust_region import perturbed, replay, thompson
 INCUMBENTS = 4
 """Best plans whose neighbourhoods are candidates."""
 
-CLIMBS = 3
-"""Rounds of moving the best candidate to a better neighbour."""
+CLIMBS, VOLUME_CLIMBS = 12, 3
+"""Rounds of moving the best candidate to a better neighbour, at most; fewer by hypervolume, which
+costs more."""
 
 Merit = Callable[[Points], Floats]
 
@@ -75,6 +76,7 @@ class Chooser:
         design: int = 0,
         front: Literal["nehvi", "parego"] = "nehvi",
         fit_iterations: int | None = None,
+        exploration: float = 1.0,
     ) -> None:
         """Prepare.
 
@@ -88,6 +90,7 @@ class Chooser:
             design: Observations before the region's first.
             front: How several objectives are weighed.
             fit_iterations: Of the optimiser that fits the surrogates.
+            exploration: Factor on the deviation of a single loss.
         """
         self._problem = problem
         self._repair = repair
@@ -99,9 +102,12 @@ class Chooser:
         self._design = design
         self._front = front
         self._iterations = fit_iterations
+        self._exploration = exploration
         self._by_arithmetic = np.array(
             [METRICS[c.metric].by_cost_table for c in problem.constraints], dtype=bool
         )
+        main = problem.objectives[0]
+        self._counts_accuracy = main.metric in ACCURACIES and main.direction == "maximize"
         self._fitted: tuple[object, Beliefs] | None = None
 
     def choose(self, moment: Moment) -> Point | None:
@@ -115,14 +121,17 @@ class Chooser:
         if several and not (by_volume and feasible.any()):
             weights = moment.rng.dirichlet(np.ones(losses.shape[1]))
             losses = chebyshev(losses, weights)[:, None]
+        if not several and self._counts_accuracy:
+            losses = as_log_odds(losses)
         beliefs = self.believe(losses, moment)
         if losses.shape[1] > 1:
-            merit = self._gain(beliefs, feasible, moment)
+            merit, climbs = self._gain(beliefs, feasible, moment), VOLUME_CLIMBS
         else:
-            merit = _improvement(beliefs, losses[:, 0], feasible, moment)
+            exploration = 1.0 if several else self._exploration
+            merit, climbs = _improvement(beliefs, feasible, moment, exploration), CLIMBS
         order = np.lexsort((losses[:, 0], moment.excess))
         centres = [as_point(row) for row in moment.seen.points[order[:INCUMBENTS]]]
-        return self._climb(merit, centres, moment)
+        return self._climb(merit, centres, moment, climbs)
 
     def believe(self, losses: Floats, moment: Moment) -> Beliefs:
         """Return surrogates of what was told, fitted once for the same observations."""
@@ -141,19 +150,18 @@ class Chooser:
         reference = reference_point(self._problem, moment.seen.losses[feasible])
         seed = int(moment.rng.integers(2**31))
 
-        def merit(points: Points) -> Floats:
-            return log_gain(
-                beliefs, points, moment.seen.points[feasible], moment.pending,
-                limits=beliefs.limits(moment.slack), reference=reference, seed=seed,
-            )  # fmt: skip
-
-        return merit
+        return log_gain(
+            beliefs, moment.seen.points[feasible], moment.pending,
+            limits=beliefs.limits(moment.slack), reference=reference, seed=seed,
+        )  # fmt: skip
 
     def _admissible(self, points: Points, moment: Moment) -> Points:
         exact = moment.slack[self._by_arithmetic]
         return self._candidates.admissible(points, exact, moment.widest, moment.taken)
 
-    def _climb(self, merit: Merit, centres: Sequence[Point], moment: Moment) -> Point | None:
+    def _climb(
+        self, merit: Merit, centres: Sequence[Point], moment: Moment, climbs: int
+    ) -> Point | None:
         """Return the best of the candidates, after a few steps uphill."""
         exact, rng = moment.slack[self._by_arithmetic], moment.rng
         wide = self._candidates.wide(exact, moment.widest, rng)
@@ -162,7 +170,7 @@ class Chooser:
         if not len(pool):
             return None
         merits = merit(pool)
-        for _ in range(CLIMBS):
+        for _ in range(climbs):
             top = as_point(pool[int(np.argmax(merits))])
             around = self._admissible(self._candidates.steps(top, exact, rng), moment)
             if not len(around):
@@ -212,10 +220,22 @@ class Chooser:
 
 
 def _improvement(
-    beliefs: Beliefs, losses: Floats, feasible: NDArray[np.bool_], moment: Moment
+    beliefs: Beliefs, feasible: NDArray[np.bool_], moment: Moment, exploration: float
 ) -> Merit:
-    """Return the constrained expected improvement, pending points believed."""
+    """Return the constrained expected improvement, pending points believed.
+
+    It is over the best belief of a plan seen, not over the best reading: the best of many noisy
+    readings is a lucky one.
+    """
     believing = beliefs.believing(moment.pending)
-    best = float(losses[feasible].min()) if feasible.any() else None
+    best = None
+    if feasible.any():
+        best = float(beliefs.predict(moment.seen.points[feasible])[0][:, 0].min())
     limits = beliefs.limits(moment.slack)
-    return lambda points: log_merit(*believing.predict(points), best=best, limits=limits)
+
+    def merit(points: Points) -> Floats:
+        mean, deviation = believing.predict(points)
+        deviation[:, 0] *= exploration
+        return log_merit(mean, deviation, best=best, limits=limits)
+
+    return merit

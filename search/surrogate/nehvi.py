@@ -85,19 +85,20 @@ def undominated(losses: Floats, most: int) -> NDArray[np.int64]:
 
 def log_gain(
     beliefs: Beliefs,
-    points: Points,
     observed: Points,
     pending: Points,
     *,
     limits: Sequence[float],
     reference: Floats,
     seed: int,
-) -> Floats:
-    """Return the log expected hypervolume improvement of `t` plans; `-inf` for hopeless ones.
+) -> Callable[[Points], Floats]:
+    """Return what gives the log expected hypervolume improvement of `t x d` plans.
+
+    It is `-inf` for hopeless ones. Draws of the observations and the boxes under their fronts are
+    made here, once for all candidates that are asked about.
 
     Args:
         beliefs: Of m losses and k bounds.
-        points: `t x d` candidates.
         observed: `s x d` points that keep the bounds, at least one.
         pending: `q x d` points under way.
         limits: k violations that are allowed, as modelled.
@@ -114,12 +115,6 @@ def log_gain(
     logei._load_attempted = True
     surrogates, inputs = zip(*beliefs.parts, strict=True)
     m = surrogates[0].outputs
-    mean, deviation = beliefs.predict(points)
-    chance = log_ndtr((np.array(limits) - mean[:, m:]) / np.maximum(deviation[:, m:], 1e-10))
-    # A plan that will hardly keep the bounds is as good as dominated.
-    hopeless = chance.sum(axis=1) < LEAST_LOG_CHANCE
-    optimistic = mean[:, :m] - deviation[:, :m] + np.where(hopeless, 1e9, 0.0)[:, None]
-    chosen = undominated(optimistic, CANDIDATES)
     centre = observed[undominated(beliefs.predict(observed)[0][:, :m], BASELINE)]
     widths = [surrogate.processes[0].x.shape[1] for surrogate in surrogates]
 
@@ -153,11 +148,21 @@ def log_gain(
             X_pending=together(pending) if len(pending) else None,
             cache_root=False,
         )
-        with torch.no_grad():
-            value = gain(together(points[chosen]).unsqueeze(1)).numpy()
-    out = np.full(len(points), -np.inf)
-    out[chosen] = value
-    return out
+
+    def of(points: Points) -> Floats:
+        mean, deviation = beliefs.predict(points)
+        chance = log_ndtr((np.array(limits) - mean[:, m:]) / np.maximum(deviation[:, m:], 1e-10))
+        # A plan that will hardly keep the bounds is as good as dominated.
+        hopeless = chance.sum(axis=1) < LEAST_LOG_CHANCE
+        optimistic = mean[:, :m] - deviation[:, :m] + np.where(hopeless, 1e9, 0.0)[:, None]
+        chosen = undominated(optimistic, CANDIDATES)
+        out = np.full(len(points), -np.inf)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            out[chosen] = gain(together(points[chosen]).unsqueeze(1)).numpy()
+        return out
+
+    return of
 
 
 def _excess(output: int, limit: float) -> Callable[[torch.Tensor], torch.Tensor]:

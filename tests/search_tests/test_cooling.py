@@ -71,3 +71,9 @@ def test_bounds_cool_from_the_dense_value_to_the_target() -> None:
     heat = np.exp(-0.5) - np.exp(-2.5)
     np.testing.assert_allclose(cooling.slack(1), [heat, 3 * heat, 0.0])
     np.testing.assert_array_equal(cooling.slack(5), [0.0, 0.0, 0.0])
+
+
+def test_without_loose_trials_the_target_follows_the_design() -> None:
+    problem = Net().problem((macs_at_most(0.5),), budget=30)
+    cooling = Cooling(problem, "linear", steps=5, rate=0.5, startup=4, share=0.0)
+    assert [cooling.step(asked) for asked in (0, 3, 4, 29)] == [1, 1, 5, 5]

@@ -36,9 +36,9 @@ def test_the_gain_is_the_mean_of_what_draws_add_to_the_front() -> None:
         limits = beliefs.limits(np.zeros(1))
         gain = np.exp(
             log_gain(
-                beliefs, pool, observed, seen.points[:0],
+                beliefs, observed, seen.points[:0],
                 limits=limits, reference=reference, seed=3,
-            )
+            )(pool)
         )  # fmt: skip
         draws = beliefs.sample(np.vstack([observed, pool]), rng, 120)
     scale = beliefs.losses[0].scale
@@ -65,9 +65,9 @@ def test_a_pending_point_is_worth_little_twice() -> None:
 
         def gain(pending: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
             return log_gain(
-                beliefs, pool, observed, pool[best : best + pending],
+                beliefs, observed, pool[best : best + pending],
                 limits=beliefs.limits(np.zeros(1)), reference=np.array([-0.2, 2.0]), seed=3,
-            )  # fmt: skip
+            )(pool)  # fmt: skip
 
         best = 0
         best = int(np.argmax(gain(0)))

@@ -15,10 +15,12 @@ from scipy.stats import norm
 
 from search.arithmetic import Floats
 from search.one_thread import one_thread
+from search.repair import Repair
 from search.sampling import draw
 from search.surrogate.acquisition import log_h, log_merit
+from search.surrogate.candidates import Candidates
 from search.surrogate.evidence import log_posterior
-from search.surrogate.features import Features, bilog, chebyshev
+from search.surrogate.features import Features, as_log_odds, bilog, chebyshev
 from search.surrogate.gp import Surrogate, fit
 from tests.synthetic import Net
 
@@ -244,3 +246,24 @@ def test_chebyshev_by_hand() -> None:
     # Scaled to [0, 1]: (0, 1), (1, 0), (0.5, 0.5); weights 0.25 and 0.75.
     expected = [0.75 + 0.05 * 0.75, 0.25 + 0.05 * 0.25, 0.375 + 0.05 * 0.5]
     np.testing.assert_allclose(chebyshev(losses, np.array([0.25, 0.75])), expected)
+
+
+def test_accuracies_as_log_odds_keep_their_order_and_are_finite() -> None:
+    losses = -np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    odds = as_log_odds(losses)
+    assert np.isfinite(odds).all()
+    assert (np.diff(odds) < 0).all()
+    assert odds[2] == pytest.approx(0.0)
+    assert odds[1] == pytest.approx(-odds[3])
+
+
+def test_a_climb_at_a_bound_may_widen_one_knob_at_the_cost_of_another() -> None:
+    problem = Net(d=5).problem()
+    candidates = Candidates(problem, Repair(problem), 64)
+    centre = problem.space.uniform(0.5)
+    steps = candidates.steps(centre, np.zeros(0), np.random.default_rng(0))
+    moves = steps - np.array(centre)
+    assert ((moves != 0).sum(axis=1) <= 2).all()
+    assert ((moves > 0).any(axis=1) & (moves < 0).any(axis=1)).any()
+    assert (steps >= 0).all()
+    assert (steps < candidates.counts).all()
