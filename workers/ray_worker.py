@@ -17,8 +17,10 @@ ENVIRONMENT: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Of the actor's process, before it imports torch: more threads in sum than cores are ruinous."""
+"""Of the actor's process, before it imports torch: more threads in sum than cores are ruinous, and
+so are those that spin while they wait."""
 
 PROGRESS_GROUP = "progress"
 """Concurrency group of `drain`, which answers while `run` is at work."""

@@ -6,8 +6,8 @@ weights where these lie, and torchvision's MobileNetV2 and ResNet-18 with random
 keeps half of the channels, of the CIFAR networks only of those inside the blocks, in multiples of
 8; nothing is recovered, since only time is looked at.
 
-Cells are kept in `--work`: a run that was stopped goes on where it ended. The table that is
-recorded is that of all cells asked for that are there.
+Cells and built files are kept in `--work`: a run that was stopped goes on where it ended. The
+table that is recorded is that of all cells asked for that are there.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from tests.benchmarks.record import record
 from tests.cifar import state_dict
 from tests.conftest import real_data_folder
 from workers.errors import DeviceUnknown, FileRefused
-from workers.meters import RUNTIMES
-from workers.meters.latency import time_onnx
+from workers.meters import RUNTIMES, open_runtime
+from workers.meters.latency import time_files
 
 SHAPES = {
     "resnet20": (3, 32, 32),
@@ -124,6 +124,20 @@ def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def built(cell: dict[str, Any], form: str, onnx: bytes, folder: Path) -> bytes:
+    """Return a form as the cell's runtime loads it; what differs from the ONNX file is kept."""
+    entry = RUNTIMES[cell["runtime"]]
+    name = f"{cell['network']}-{form.replace(' ', '-')}-b{cell['batch']}{entry.suffix}"
+    path = Path(folder, cell["runtime"], name)
+    if path.exists():
+        return path.read_bytes()
+    file = open_runtime(cell["runtime"], threads=1, seed=0).build(onnx, cell["batch"])
+    if file != onnx:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(file)
+    return file
+
+
 def timed(
     cell: dict[str, Any], forms: dict[str, bytes], options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -135,9 +149,12 @@ def timed(
         batch=cell["batch"],
     )
     try:
-        found = time_onnx(
-            forms[cell["form"]],
-            forms["dense fp32"],
+        candidate, baseline = (
+            built(cell, form, forms[form], options.work) for form in (cell["form"], "dense fp32")
+        )
+        found = time_files(
+            candidate,
+            baseline,
             device,
             seed=options.seed,
             max_seconds=options.max_seconds,
@@ -182,14 +199,23 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--max-seconds", type=float, default=10.0, help="of timing, per cell")
+    parser.add_argument(
+        "--max-load", type=float, help="cells timed beside a higher load are timed again"
+    )
     parser.add_argument("--max-wall-s", type=float, default=None, help="no new cell after that")
     parser.add_argument("--work", type=Path, default=Path("/tmp/paretopress-runtimes"))
+    parser.add_argument("--fill", action="store_true", help="only time cells, record nothing")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     kept = options.work / "cells.jsonl"
     lines = kept.read_text().splitlines() if kept.exists() else []
+    # Of a cell that was timed again the last row counts.
     known = {key(row): row for row in map(json.loads, lines)}
+    if options.max_load is not None:
+        known = {
+            name: row for name, row in known.items() if row.get("load_1min", 0) <= options.max_load
+        }
     start = time.monotonic()
     forms: tuple[str, dict[str, bytes]] = ("", {})
     rows, left = [], 0
@@ -206,6 +232,9 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
         print(in_words(row), flush=True)
         rows.append(row)
+    if options.fill:
+        print(f"{left} cells left", flush=True)
+        return
     record(
         "runtimes",
         passed=left == 0,

@@ -77,6 +77,7 @@ def run(folder: Path, order: Order, memory_bytes: int, stop: threading.Event) ->
     environment = {k: v for k, v in os.environ.items() if not k.startswith(SECRETS)}
     # Their pools are of no use beside a runtime's own and take address space.
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.device_agent.sandbox", str(folder)],

@@ -26,6 +26,8 @@ class RuntimeEntry:
         int4: Whether 4-bit weights run as such.
         sparse: Whether zeros save time.
         batches: Whether more than one input at once can be timed.
+        process_of_threads: Whether more than one thread is timed in a process of its own, because
+            how the threads wait and where they run is settled once for a process.
     """
 
     where: str
@@ -36,6 +38,7 @@ class RuntimeEntry:
     int4: bool = False
     sparse: bool = False
     batches: bool = True
+    process_of_threads: bool = False
 
     @property
     def installed(self) -> bool:
@@ -65,12 +68,14 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
         module="torch",
         package="torch",
         int8=False,
+        process_of_threads=True,
     ),
     "torch_compile": RuntimeEntry(
         where="workers.meters.torch_compiled:TorchCompiled",
         module="torch",
         package="torch",
         int8=False,
+        process_of_threads=True,
     ),
 }
 """By name; loaded when asked for. Adding one is one file and an entry.

@@ -1,28 +1,32 @@
-"""Process: one block of a comparison. Usage: see `workers.meters.fresh_process`.
+"""Process: blocks of a comparison. Usage: see `workers.meters.fresh_process`.
 
 Loads the runtime and nothing else of ours, so that it runs on devices that have no more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import gc
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from search.device import DeviceSpec
+from workers.errors import FileRefused
 from workers.meters import LoadedModel, Runtime, open_runtime
 from workers.meters.block import BlockPlan, BlockTimes, Timed, run_block
-from workers.meters.fresh_process import ask, serve
+from workers.meters.fresh_process import FreshProcess, serve
 
 MODULE = "workers.meters.block_process"
 
-TIMEOUT_S = 120.0
-"""What a block may take beyond the time that is planned for it."""
+TIMEOUT_S = 600.0
+"""What a block may take beyond the time that is planned for it: starting a process, and loading,
+which for some runtimes is compiling."""
 
 ARRAYS = ("candidate_ms", "baseline_ms", "hot_candidate_ms", "hot_baseline_ms")
 
@@ -48,7 +52,7 @@ def _timed(model: LoadedModel) -> Timed:
 
 
 class ProcessBlocks:
-    """Times each block in a process of its own, one after the other.
+    """Times blocks in other processes, one after the other.
 
     A context manager, which keeps the files where the processes find them.
 
@@ -57,61 +61,102 @@ class ProcessBlocks:
         baseline: Likewise.
         device: Runtime, threads and batch.
         seed: Of the input.
+        each: Whether every block has a process of its own; else one, which is ready when this is
+            entered, times all of them.
+
+    Raises:
+        ProcessFailed: A process failed.
+        FileRefused: The runtime cannot run a file.
     """
 
-    def __init__(self, candidate: bytes, baseline: bytes, device: DeviceSpec, seed: int) -> None:
+    def __init__(
+        self, candidate: bytes, baseline: bytes, device: DeviceSpec, seed: int, *, each: bool
+    ) -> None:
         self._files = {"candidate": candidate, "baseline": baseline}
         self._device = device
         self._seed = seed
-        self._folder = tempfile.TemporaryDirectory()
+        self._each = each
+        self._kept: FreshProcess | None = None
+        self._ending = contextlib.ExitStack()
 
-    def __enter__(self) -> ProcessBlocks:
+    def __enter__(self) -> Self:
         """Write the files."""
-        for name, file in self._files.items():
-            (Path(self._folder.name) / name).write_bytes(file)
+        with contextlib.ExitStack() as stack:
+            self._folder = stack.enter_context(tempfile.TemporaryDirectory())
+            for name, file in self._files.items():
+                (Path(self._folder) / name).write_bytes(file)
+            if not self._each:
+                self._kept = stack.enter_context(self._process())
+                self._ask(self._kept, None, TIMEOUT_S)
+            self._ending = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Remove them."""
-        self._folder.cleanup()
+        self._ending.close()
 
     def __call__(self, plan: BlockPlan) -> BlockTimes:
-        """Time a block.
-
-        Raises:
-            ProcessFailed: Its process failed.
-        """
+        """Time a block."""
         start = time.monotonic()
-        question = {
-            "folder": self._folder.name,
-            "runtime": self._device.runtime,
-            "threads": self._device.threads,
-            "batch": self._device.batch,
-            "seed": self._seed,
-            # The monotonic clock is the machine's: `until` means the same there.
-            "plan": dataclasses.asdict(plan),
-        }
         timeout_s = TIMEOUT_S + max(0.0, plan.until - start)
-        found = ask(MODULE, question, threads=self._device.threads, timeout_s=timeout_s)
+        if self._kept is not None:
+            found = self._ask(self._kept, plan, timeout_s)
+        else:
+            with self._process() as process:
+                found = self._ask(process, plan, timeout_s)
         started_s = time.monotonic() - start - found.pop("inside_s")
         arrays = {name: np.array(found.pop(name), np.float64) for name in ARRAYS}
         return BlockTimes(
             **arrays, load_s=found["load_s"] + started_s, warmup_calls=found["warmup_calls"]
         )
 
+    def _process(self) -> FreshProcess:
+        return FreshProcess(MODULE, threads=self._device.threads)
+
+    def _ask(
+        self, process: FreshProcess, plan: BlockPlan | None, timeout_s: float
+    ) -> dict[str, Any]:
+        question = {
+            "folder": self._folder,
+            "runtime": self._device.runtime,
+            "threads": self._device.threads,
+            "batch": self._device.batch,
+            "seed": self._seed,
+            # The monotonic clock is the machine's: `until` means the same there.
+            "plan": None if plan is None else dataclasses.asdict(plan),
+        }
+        found: dict[str, Any] = process.ask(question, timeout_s=timeout_s)
+        if "refused" in found:
+            raise FileRefused(found["refused"])
+        return found
+
+
+@functools.cache
+def _opened(folder: str, runtime: str, threads: int, seed: int) -> tuple[Runtime, bytes, bytes]:
+    """Return the runtime, entered until the process ends, and the files."""
+    candidate, baseline = ((Path(folder) / name).read_bytes() for name in ("candidate", "baseline"))
+    entered = open_runtime(runtime, threads=threads, seed=seed).__enter__()
+    gc.collect()
+    gc.disable()
+    return entered, candidate, baseline
+
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Time the block that is asked for."""
-    folder = Path(question["folder"])
-    candidate, baseline = ((folder / name).read_bytes() for name in ("candidate", "baseline"))
-    runtime = open_runtime(question["runtime"], threads=question["threads"], seed=question["seed"])
-    with runtime:
-        gc.collect()
-        gc.disable()
+    """Time the block that is asked for; without a plan only get ready."""
+    planned, batch = question.pop("plan"), question.pop("batch")
+    runtime, candidate, baseline = _opened(**question)
+    try:
+        if planned is None:
+            # What is imported or compiled but once is not the first block's.
+            runtime.load(baseline, batch).run()
+            return {}
         start = time.monotonic()
-        plan = BlockPlan(**question["plan"])
-        block = timed_block(runtime, candidate, baseline, question["batch"], plan)
-        inside_s = time.monotonic() - start
+        block = timed_block(runtime, candidate, baseline, batch, BlockPlan(**planned))
+    except FileRefused as error:
+        return {"refused": str(error)}
+    inside_s = time.monotonic() - start
+    # With the collector off, whatever the block left in cycles is young.
+    gc.collect(0)
     return {
         **{name: getattr(block, name).tolist() for name in ARRAYS},
         "load_s": block.load_s,

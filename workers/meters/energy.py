@@ -70,6 +70,11 @@ def package_domains(root: Path = POWERCAP) -> tuple[Domain, ...]:
     return tuple(found)
 
 
+def energy_counter(root: Path = POWERCAP) -> str | None:
+    """Return the kind of counter that this machine has; None where nothing can be read."""
+    return "rapl" if package_domains(root) else None
+
+
 def burst_mj(
     run: Callable[[], None],
     domains: Sequence[Domain],

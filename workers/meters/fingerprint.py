@@ -11,9 +11,13 @@ from pathlib import Path
 
 from search.device import DeviceSpec
 from workers.meters import RUNTIMES
+from workers.meters.energy import energy_counter
 
 CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+ENERGY_COUNTER = "energy_counter"
+"""Fact of a machine whose processor counts energy; absent where it does not, or may not be read."""
 
 FLAGS = (
     # x86-64
@@ -40,6 +44,9 @@ def fingerprint(device: DeviceSpec) -> DeviceSpec:
     }
     with contextlib.suppress(OSError):
         seen["governor"] = GOVERNOR.read_text().strip()
+    counter = energy_counter()
+    if counter is not None:
+        seen[ENERGY_COUNTER] = counter
     entry = RUNTIMES.get(device.runtime)
     if entry is not None:
         with contextlib.suppress(metadata.PackageNotFoundError):

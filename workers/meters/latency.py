@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from search.device import DeviceSpec
-from workers.meters import Runtime, open_runtime
+from workers.meters import RUNTIMES, Runtime, open_runtime
 from workers.meters.block import BlockPlan, BlockTimes
 from workers.meters.block_process import ProcessBlocks, timed_block
 from workers.meters.core_load import Neighbours
@@ -47,7 +47,8 @@ def time_onnx(
         baseline: ONNX bytes of the dense model.
         device: Runtime, threads and batch.
         seed: Of the input and of the order of calls.
-        max_seconds: At most this much timing, loading and warm-up included.
+        max_seconds: At most this much timing, loading and warm-up included; where a runtime's
+            threads need a process of their own, starting it is not.
         width: Wanted (high - low) / value of the interval of the ratio.
         rounds: Per block; a p99 asks for more than a ratio does.
         min_seconds: At least this much timing, to outlast what disturbs the machine.
@@ -137,28 +138,36 @@ def _beside(
 ) -> LatencyResult:
     """Compare the files that `build` returns, candidate and baseline."""
     start = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(
-            open_runtime(device.runtime, threads=device.threads, seed=seed)
-        )
-        candidate, baseline = build(runtime)
-        run: RunBlock
-        if processes:
-            run = stack.enter_context(ProcessBlocks(candidate, baseline, device, seed))
-        else:
-            stack.enter_context(_no_collection())
-
-            def run(plan: BlockPlan) -> BlockTimes:
-                block = timed_block(runtime, candidate, baseline, device.batch, plan)
-                # With the collector off, whatever the block left in cycles is young.
-                gc.collect(0)
-                return block
-
+    with open_runtime(device.runtime, threads=device.threads, seed=seed) as runtime:
+        files = build(runtime)
         neighbours = Neighbours.watch(os.sched_getaffinity(0))
-        seen = compare(run, np.random.default_rng([seed, 0]), rule)
+        with _blocks(runtime, files, device, seed=seed, processes=processes) as run:
+            seen = compare(run, np.random.default_rng([seed, 0]), rule)
+        # Only processes that have ended are counted as ours.
         warnings = (*seen.warnings, *neighbours.warnings())
     seen = dataclasses.replace(seen, warnings=warnings)
     return result_of(seen, device, same=same, seed=seed, seconds=time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _blocks(
+    runtime: Runtime, files: Files, device: DeviceSpec, *, seed: int, processes: bool
+) -> Iterator[RunBlock]:
+    """Yield how blocks are timed: here, in one process, or in one process each."""
+    candidate, baseline = files
+    if processes or (device.threads > 1 and RUNTIMES[device.runtime].process_of_threads):
+        with ProcessBlocks(candidate, baseline, device, seed, each=processes) as run:
+            yield run
+        return
+
+    def here(plan: BlockPlan) -> BlockTimes:
+        block = timed_block(runtime, candidate, baseline, device.batch, plan)
+        # With the collector off, whatever the block left in cycles is young.
+        gc.collect(0)
+        return block
+
+    with _no_collection():
+        yield here
 
 
 @contextlib.contextmanager

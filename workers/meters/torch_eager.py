@@ -24,9 +24,10 @@ class TorchEager(Pinned):
     """See `workers.meters.Runtime`.
 
     The network is the ONNX file's, read back into plain layers: BatchNorm is folded as in every
-    other runtime. `torch.set_num_threads` holds for the whole process and is given back. A pool of
-    OpenMP threads that this thread has started before keeps the cores it had: with more than one
-    thread, time in a process of its own.
+    other runtime. `torch.set_num_threads` holds for the whole process and is given back. OpenMP's
+    pool of threads keeps the cores that this thread had when it started them, and spins or sleeps
+    as the process was told at its start: more than one thread is timed in a process of its own
+    (`workers.meters.fresh_process`).
     """
 
     def __init__(self, threads: int, seed: int) -> None:
