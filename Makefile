@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Smaller CPU-only torch: make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Which tests: the quick ones by default; CI passes MARK="not benchmark".
+# Which tests: the quick ones by default; MARK="not benchmark" is all that CI runs.
 MARK ?= not slow and not ray and not browser and not postgres and not benchmark
-# Processes that share the tests; those with marker ray, browser or postgres start enough of their own: WORKERS=0.
+# Processes that share the tests, by files; 0: all in one.
 WORKERS ?= 2
 
-.PHONY: install demo test check format bench clean
+.PHONY: install demo test check types house lint imports format bench clean
 
 install: $(BIN)/.installed
 
@@ -26,12 +26,21 @@ test: export OMP_NUM_THREADS ?= 1
 test: install
 	$(BIN)/pytest -m "$(MARK)" -n $(WORKERS) $(ARGS)
 
-check: install
+# Its parts need nothing of each other: `make -j 2 -O check` runs two at once.
+check: lint types house imports
+
+types: install
+	$(BIN)/mypy
+
+house: install
+	$(BIN)/pytest -q tests/house_tests
+
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+imports: install
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/house_tests
 
 format: install
 	$(BIN)/ruff format .

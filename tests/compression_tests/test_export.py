@@ -98,6 +98,7 @@ def test_layer_used_twice_keeps_its_name() -> None:
     assert parity(data, model, inputs(2, (3, 8, 8))) < 1e-5
 
 
+@pytest.mark.slow
 def test_bytes_are_equal_across_calls_and_processes(resnet8: nn.Module) -> None:
     program = (
         "import hashlib, torch; from compression.export import export_onnx;"

@@ -377,6 +377,7 @@ def test_signal_to_noise() -> None:
     assert snr_db(torch.ones(100), torch.full((100,), 0.9)) == pytest.approx(20.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_resnet20_keeps_its_accuracy_with_32_values(real_data: Path) -> None:
     model = cifar_resnet(20)
     model.load_state_dict(cifar.state_dict(real_data, "cifar_resnet20"))

@@ -18,7 +18,7 @@ from compression.artifact import Preprocessing
 from compression.backend import Backend
 from compression.errors import CheckpointInvalid, CompressionError
 from compression.models.cifar_resnet import cifar_resnet
-from compression.models.digits_training import DIGITS_PREPROCESSING, train_digits
+from compression.models.digits_training import DIGITS_PREPROCESSING
 from compression.preprocess import preprocess
 from compression.recover.augment import crop_and_flip
 from compression.recover.fake_quant import FakeQuant
@@ -378,18 +378,3 @@ def test_a_whole_resnet_trains_on_bfloat16() -> None:
     curve, _ = run(model, data, recipe, teacher=teacher, backend=Backend(True, True))
     assert math.isfinite(curve.points[-1][1])
     assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
-@pytest.mark.slow
-def test_digits_reach_97_percent() -> None:
-    data = digits(1797)
-    assert data.labels is not None
-    order = np.random.default_rng(0).permutation(1797)
-    held_out = order[1078:]
-    model = train_digits(data.images[order[:1078]], data.labels[order[:1078]], seed=0)  # type: ignore[arg-type]
-    unseen = TrainingData(
-        images=data.images[held_out],
-        labels=data.labels[held_out],
-        preprocessing=DIGITS_PREPROCESSING,
-    )
-    assert accuracy(model, unseen) >= 0.97

@@ -60,10 +60,17 @@ def new_key(folder: Path) -> str:
 class Server:
     """`service.serve` on a free port, everything it keeps under one folder.
 
+    Profiling a model beside its job disturbs timings, which then take longer: off unless asked for.
     Beyond loopback it asks for an API key, which is `api_key`.
     """
 
-    def __init__(self, folder: Path, code: Path | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        code: Path | None = None,
+        host: str = "127.0.0.1",
+        profile_models: bool = False,
+    ) -> None:
         self.folder = folder
         self.url = f"http://{host}:{free_port()}"
         command = [sys.executable, "-m", "service.serve", "--data", str(folder), "--host", host]
@@ -73,6 +80,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PARETOPRESS_")}
         environment["PARETOPRESS_LEASE_S"] = str(LEASE_S)
+        environment["PARETOPRESS_PROFILE_MODELS"] = str(profile_models)
         self.api_key = None
         if host != "127.0.0.1":
             environment["PARETOPRESS_REQUIRE_API_KEY"] = "true"
@@ -115,10 +123,13 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, code: Path | None = None, host: str = "127.0.0.1"
+    folder: Path,
+    code: Path | None = None,
+    host: str = "127.0.0.1",
+    profile_models: bool = False,
 ) -> Iterator[tuple[Server, Client]]:
     """Run a server and a client of it."""
-    server = Server(folder, code, host)
+    server = Server(folder, code, host, profile_models)
     try:
         server.wait_until_ready()
         with Client(server.url, api_key=server.api_key) as client:

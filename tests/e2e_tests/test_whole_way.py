@@ -40,7 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "models.py").write_text(OWN_CODE)
-    with serving(folder / "data", code=folder / "code") as (_, client):
+    with serving(folder / "data", code=folder / "code", profile_models=True) as (_, client):
         yield client
 
 
@@ -104,7 +104,7 @@ def test_three_bounds_at_once_from_post_to_a_checkpoint_that_loads(
         budget={"trials": 6},
         parallelism=2,
     )
-    info = job.wait(progress=False, timeout_s=300)
+    info = job.wait(progress=False, timeout_s=600)
     assert (info.state, info.outcome) == ("SUCCEEDED", "front_found")
     front = job.front()
     baseline = front.baseline.value("top1")
@@ -156,7 +156,7 @@ def test_own_code_by_import_path_is_compressed(client: Client, digits: str, tmp_
         recovery={"epochs": 0.5, "augment": False, "finalists": 1},
         budget={"trials": 3},
     )
-    info = job.wait(progress=False, timeout_s=200)
+    info = job.wait(progress=False, timeout_s=600)
     assert (info.state, info.outcome) == ("SUCCEEDED", "front_found")
     macs = job.front().members[0].readings.get("macs")
     assert macs is not None
@@ -202,19 +202,17 @@ def test_an_infeasible_job_names_what_is_in_the_way(client: Client, digits: str)
         model_id=model_id,
         dataset_id=digits,
         objectives=[{"metric": "top1"}],
-        constraints=[
-            {"metric": "latency_ms", "device": DEVICE, "at_most": 0.001, "relative_to": "baseline"}
-        ],
+        constraints=[{"metric": "top1", "at_least": 0.999}],
         agent={"name": "random"},
         recovery={"epochs": 0, "finalists": 1},
         budget={"trials": 3},
     )
-    info = job.wait(progress=False, timeout_s=200)
+    info = job.wait(progress=False, timeout_s=600)
     assert (info.state, info.outcome) == ("SUCCEEDED", "infeasible")
     front = job.front()
     assert front.members == ()
     assert len(front.nearest) > 0
-    assert front.binding_constraints[0]["constraint"].startswith("latency_ms")
+    assert front.binding_constraints[0]["constraint"].startswith("top1")
 
 
 def test_a_running_job_is_cancelled(client: Client, digits: str) -> None:
@@ -230,5 +228,5 @@ def test_a_running_job_is_cancelled(client: Client, digits: str) -> None:
         if event.kind == "trial.finished":
             break
     job.cancel()
-    info = job.wait(progress=False, timeout_s=60)
+    info = job.wait(progress=False, timeout_s=120)
     assert (info.state, info.outcome) == ("CANCELLED", "cancelled")

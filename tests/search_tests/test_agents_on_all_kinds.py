@@ -18,6 +18,7 @@ from tests.builders import surveyed_resnet
 from tests.synthetic import TOP1, macs_at_most
 
 TRIALS = 14
+LONG_THINKING = ("auto", "cbo", "gp")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,13 @@ def failed(order: Prepare, number: int) -> Trial:
     )
 
 
-@pytest.mark.parametrize("name", list(AGENTS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_THINKING else ())
+        for name in AGENTS
+    ],
+)
 def test_it_proposes_new_plans_of_the_space_that_keep_the_bounds(
     name: str, problem: Problem
 ) -> None:

@@ -40,6 +40,7 @@ def test_rebuilt_from_snapshot_and_trials_it_continues(options: dict[str, object
     assert digests(rebuilt.ask(2)) == digests(loop.agent.ask(2))
 
 
+@pytest.mark.slow
 def test_it_learns_where_accuracy_is_lost() -> None:
     net = Net(d=9, quantize=False)
     problem = net.problem([macs_at_most(0.5)], budget=60)

@@ -18,6 +18,7 @@ class TestKnapsack(AgentContract):
     options = MappingProxyType({"cells": 60, "rounds": 2})
 
 
+@pytest.mark.slow
 def test_learns() -> None:
     assert mean_best("knapsack", range(2)) > mean_best("random", range(4)) + 0.15
 

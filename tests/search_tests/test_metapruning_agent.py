@@ -39,6 +39,7 @@ def chosen(agent: str, seed: int) -> float:
     return NET.top1(best.plan)
 
 
+@pytest.mark.slow
 def test_learns() -> None:
     # Its scores come from shared weights, which feel all damage more; the rivals' do not.
     means = {

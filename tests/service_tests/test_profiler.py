@@ -21,6 +21,8 @@ from service.db import sensitivity
 from service.db.sensitivity import ProfileKey, StoredProfile
 from service.db.session import Database
 from service.settings import Settings
+from tests.workers_tests import small_net
+from tests.workers_tests.small_job import SMALL_JOB
 from tests.workers_tests.works import JOB
 from workers.job import DatasetArtifact, JobSpec
 from workers.open_store import open_store
@@ -78,7 +80,7 @@ def begin(
 
 
 def test_a_jobs_model_is_profiled_once(database: Database, settings: Settings) -> None:
-    spec, found = digits(settings)
+    spec, found = SMALL_JOB, survey(small_net.build().eval(), (1, 8, 8)).to_json()
     begin(database, settings, spec, found)
     stored = wait(database, spec)
     assert stored.state == "ready", stored.problem

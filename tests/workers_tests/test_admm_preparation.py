@@ -89,6 +89,7 @@ def test_the_network_has_the_widths_that_it_says(context: JobContext) -> None:
     assert readings["params"] == params
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_ends_with_the_same_bits(context: JobContext) -> None:
     kept: list[bytes] = []
     whole = prepare(order(context, kept))

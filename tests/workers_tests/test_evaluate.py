@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from search.measurement import Failed, Measured, Measurement
 from search.objective import Constraint
 from search.trial import Attempt, Fidelity, Trial
 from tests.workers_tests.works import JOB
+from workers import confirm, readings, rungs
 from workers.edge import guarded
 from workers.evaluate import runner
 from workers.executor import Finished, Runner, Work
@@ -80,9 +81,17 @@ def job(store: FolderStore) -> JobSpec:
 
 
 @pytest.fixture(scope="module")
-def run(job: JobSpec, store: FolderStore, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+def run(
+    job: JobSpec, store: FolderStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runner]:
     quiet = tmp_path_factory.mktemp("quiet")
-    return guarded(lambda: runner(job, store.root.as_uri(), str(quiet)))
+    with pytest.MonkeyPatch.context() as patch:
+        # How precise times are is for the stopwatch's tests; here it matters that they are there.
+        patch.setattr(readings, "MIN_TIMING_S", 1.0)
+        patch.setattr(confirm, "TIMING_S", 3.0)
+        patch.setattr(rungs, "PROXY_TIMING_S", 1.0)
+        patch.setattr(rungs, "FULL_TIMING_S", 1.0)
+        yield guarded(lambda: runner(job, store.root.as_uri(), str(quiet)))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,25 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
 
-from compression.artifact import ModelArtifact
+from compression.artifact import Digest
 from compression.cost import CostTable
 from compression.decisions import DropBlock, PruneChannels, Quantize, QuantizeWeights
 from compression.models.digits_cnn import digits_cnn
-from compression.models.digits_training import DIGITS_PREPROCESSING
 from compression.plan import Plan
 from compression.sensitivity import Effect
 from compression.site import MODEL_SITE, Site
 from compression.survey import survey
 from compression.surveyed import Survey
+from tests.workers_tests import small_net
+from tests.workers_tests.small_job import SMALL_JOB
 from workers.errors import WorkerError
-from workers.job import DatasetArtifact
 from workers.sensitivity_options import MAX_IMAGES, profile_options
 from workers.sensitivity_profile import MIN_IMAGES, Meter, images_within, profiled
-from workers.store import FolderStore
 
 SHAPE = (1, 8, 8)
+IMAGES = 16
 
 
 def site(name: str, kind: str, channels: int = 0, frozen: str | None = None) -> Site:
@@ -74,7 +74,7 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def meter(model: torch.nn.Module) -> Meter:
-    inputs = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(1))
+    inputs = torch.randn(IMAGES, *SHAPE, generator=torch.Generator().manual_seed(1))
     return Meter(model, survey(model, SHAPE), inputs, [inputs])
 
 
@@ -87,7 +87,7 @@ def test_every_option_is_measured_or_named_as_left_out(
     whole = profiled(meter, found, max_seconds=600.0)
     assert [(e["site"]) for e in whole["effects"]] == [name for name, _ in options]
     assert whole["left_out"] == []
-    assert whole["images"] == 64
+    assert whole["images"] == IMAGES
     effects = [Effect.from_json(effect) for effect in json.loads(json.dumps(whole["effects"]))]
     for effect in effects:
         cost = found.costs.cost(Plan.of({effect.site: [effect.decision]}))
@@ -106,22 +106,13 @@ def test_every_option_is_measured_or_named_as_left_out(
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_profiles_a_model(model: torch.nn.Module, tmp_path: Path) -> None:
-    store = FolderStore(tmp_path / "store")
-    weights = store.put(save({k: v.contiguous() for k, v in model.state_dict().items()}))
-    artifact = ModelArtifact(
-        weights=weights,
-        format="safetensors",
-        architecture="digits_cnn",
-        input_shape=SHAPE,
-        preprocessing=DIGITS_PREPROCESSING,
-        num_classes=10,
-    )
+def test_a_process_of_its_own_profiles_a_model(tmp_path: Path) -> None:
+    found_sites = survey(small_net.build().eval(), SHAPE)
     request = {
-        "model": artifact.to_json(),
-        "dataset": DatasetArtifact(data=None, format="builtin", name="digits").to_json(),
-        "survey": survey(model, SHAPE).to_json(),
-        "code_dir": None,
+        "model": SMALL_JOB.model.to_json(),
+        "dataset": SMALL_JOB.dataset.to_json(),
+        "survey": found_sites.to_json(),
+        "code_dir": SMALL_JOB.code_dir,
         "quiet_folder": str(tmp_path / "quiet"),
     }
 
@@ -138,7 +129,12 @@ def test_a_process_of_its_own_profiles_a_model(model: torch.nn.Module, tmp_path:
 
     found = ask({})["ok"]
     assert isinstance(found, dict)
-    assert len(found["effects"]) == len(profile_options(survey(model, SHAPE)))
+    assert len(found["effects"]) == len(profile_options(found_sites))
     assert 32 <= found["images"] <= 500
-    gone = {**artifact.to_json(), "weights": "0" * 64}
-    assert "0" * 64 in str(ask({"model": gone})["refused"])
+    gone = dataclasses.replace(
+        SMALL_JOB.model,
+        weights=Digest("0" * 64),
+        format="safetensors",
+        architecture="digits_cnn",
+    )
+    assert "0" * 64 in str(ask({"model": gone.to_json()})["refused"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from workers.supernet_base import SupernetBase, require_learnt
 
 KINDS: tuple[PrepareKind, ...] = ("supernet", "pruning_net")
 CHOICES = {"stem": [4, 6], "block1.conv1": [2, 4], "block2.conv1": [4], "block3.conv1": [4]}
+Ordered = tuple[Finished, list[Mapping[str, Any]]]
 OPTIONS: Mapping[str, Any] = {"steps": 24, "choices": CHOICES, "learning_rate": 0.1}
 
 
@@ -48,18 +50,24 @@ def ordered(
     options: Mapping[str, Any] = OPTIONS,
     resume: Digest | None = None,
     plan: Plan | None = None,
-) -> tuple[Finished, list[Mapping[str, Any]]]:
+) -> Ordered:
     reports: list[Mapping[str, Any]] = []
     preparation = Preparation(kind=kind, options=options)
     order = work(plan or Plan(), Fidelity.PREPARED, preparation=preparation, epoch=1, resume=resume)
     return evaluate(order, context, reports.append), reports
 
 
+@pytest.fixture(scope="module")
+def trained(context: JobContext) -> Callable[[PrepareKind], Ordered]:
+    """What an undisturbed order gives; made once of each kind."""
+    return functools.cache(lambda kind: ordered(kind, context))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_order_leaves_a_base_that_every_rung_starts_from(
-    kind: PrepareKind, context: JobContext
+    kind: PrepareKind, context: JobContext, trained: Callable[[PrepareKind], Ordered]
 ) -> None:
-    finished, reports = ordered(kind, context)
+    finished, reports = trained(kind)
     assert isinstance(finished.outcome, Measured)
     assert 0.0 <= finished.outcome.found["top1_dense"] <= 1.0
     assert [r["done"] for r in reports if "done" in r] == [20, 24]
@@ -90,8 +98,10 @@ def supernet_base_backend() -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupted_order_leaves_the_same_base(kind: PrepareKind, context: JobContext) -> None:
-    whole, reports = ordered(kind, context)
+def test_an_interrupted_order_leaves_the_same_base(
+    kind: PrepareKind, context: JobContext, trained: Callable[[PrepareKind], Ordered]
+) -> None:
+    whole, reports = trained(kind)
     kept = [Digest(r[CHECKPOINT]) for r in reports if CHECKPOINT in r]
     assert len(kept) == 2
     resumed, later = ordered(kind, context, resume=kept[0])
@@ -102,16 +112,20 @@ def test_an_interrupted_order_leaves_the_same_base(kind: PrepareKind, context: J
     assert anew.artifacts == whole.artifacts
 
 
-def test_a_plan_that_no_width_fits_is_infeasible(context: JobContext) -> None:
-    digest = ordered("supernet", context)[0].artifacts[PREPARED_ROLE]
+def test_a_plan_that_no_width_fits_is_infeasible(
+    context: JobContext, trained: Callable[[PrepareKind], Ordered]
+) -> None:
+    digest = trained("supernet")[0].artifacts[PREPARED_ROLE]
     wide = Plan.of({"stem": [PruneChannels(keep_channels=99)]})
     outcome = evaluate(work(wide, Fidelity.PROXY, base=digest), context, lambda _: None).outcome
     assert isinstance(outcome, Infeasible)
     assert "99" in outcome.reason
 
 
-def test_a_base_is_read_only_for_its_own_model(context: JobContext) -> None:
-    digest = ordered("supernet", context)[0].artifacts[PREPARED_ROLE]
+def test_a_base_is_read_only_for_its_own_model(
+    context: JobContext, trained: Callable[[PrepareKind], Ordered]
+) -> None:
+    digest = trained("supernet")[0].artifacts[PREPARED_ROLE]
     base = load_base(digest, context)
     assert isinstance(base, SupernetBase)
     with pytest.raises(WorkerError, match="no supernet"):

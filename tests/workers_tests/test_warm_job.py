@@ -19,6 +19,9 @@ from workers.job import JobSpec
 from workers.memory import JobMemory
 from workers.phases import RESELECTED, JobRun, run_job
 
+QUICK = {"candidates": 32, "fit_iterations": 4}
+"""Options of `cbo` that make it think for a shorter time."""
+
 
 def with_memory(run: JobRun, shared: MemoryOfEvaluations) -> JobRun:
     """Return the run with what other jobs left in `shared`."""
@@ -65,11 +68,12 @@ def test_a_job_again_pays_for_nothing_but_confirmations_and_new_plans(tmp_path: 
     assert not any(t.agent == MEMORY_AGENT for t in paid)
 
 
+@pytest.mark.slow
 def test_a_warm_job_cut_at_any_point_gives_the_same_trials(tmp_path: Path) -> None:
     known = MemoryOfEvaluations()
     job = spec(macs_at_most(0.6), trials=6)
     run_job(with_memory(job_run(job, Book(), tmp_path), known))
-    warm = spec(macs_at_most(0.6), trials=5, agent="cbo")
+    warm = dataclasses.replace(spec(macs_at_most(0.6), trials=5, agent="cbo"), agent_options=QUICK)
 
     def started_from(known: MemoryOfEvaluations) -> MemoryOfEvaluations:
         shared = MemoryOfEvaluations()
