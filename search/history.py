@@ -74,8 +74,13 @@ class Told:
 
     @property
     def impossible(self) -> bool:
-        """Whether the plan cannot be evaluated by nature. A failure says nothing of the plan."""
-        return isinstance(self.trial.outcome, Infeasible)
+        """Whether the plan cannot be evaluated by nature. A failure says nothing of the plan.
+
+        Neither does one that was foretold to miss a bound: agents hold impossible plans for the
+        least accurate ones, and slow plans are among the most accurate.
+        """
+        outcome = self.trial.outcome
+        return isinstance(outcome, Infeasible) and not outcome.foretold
 
 
 class History:

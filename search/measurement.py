@@ -139,9 +139,16 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Infeasible:
-    """The plan cannot be evaluated by nature (certificate refused, export impossible)."""
+    """The plan cannot be evaluated by nature (certificate refused, export impossible).
+
+    Attributes:
+        reason: Why.
+        foretold: It was not tried, because a bound is foretold to be missed: that says nothing of
+            its accuracy, which for a slow plan is often good.
+    """
 
     reason: str
+    foretold: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,8 +168,9 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         case Measured(measurement, found):
             known = {"found": dict(found)} if found else {}
             return {"kind": "measured", "readings": measurement.to_json(), **known}
-        case Infeasible(reason):
-            return {"kind": "infeasible", "reason": reason}
+        case Infeasible(reason, foretold):
+            marked = {"foretold": True} if foretold else {}
+            return {"kind": "infeasible", "reason": reason, **marked}
         case Failed(error, retryable):
             return {"kind": "failed", "error": error, "retryable": retryable}
 
@@ -173,7 +181,7 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
         case "measured":
             return Measured(Measurement.from_json(data["readings"]), data.get("found", {}))
         case "infeasible":
-            return Infeasible(data["reason"])
+            return Infeasible(data["reason"], data.get("foretold", False))
         case "failed":
             return Failed(data["error"], data["retryable"])
         case kind:

@@ -11,8 +11,9 @@ memory traffic, whichever is longer, and what a runtime spends per layer on top:
 Its lower end leaves the overhead out, its upper end adds compute and traffic instead of overlapping
 them. Real runtimes also miss the upper end where they have no good kernel for an operation.
 
-What each profile says of its core is from the sources named at it. Where only a peak is published,
-half of it is assumed to be reached (`SUSTAINED`): an assumption, not a measurement.
+Every figure of a profile has its source beside it. What no document says is an assumption, begins
+with `assumed` and is listed as such wherever the device is shown. Where only a peak is known, half
+of it is assumed to be reached (`SUSTAINED`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from compression.plan import Plan
 from search.device import DeviceSpec
 from search.latency.shape import LayerShape, deployed_shapes
 from search.measurement import Interval, Reading
-from search.metric import METRICS
 
 PREFIX = "virtual/"
 RUNTIME = "roofline"
@@ -35,7 +35,13 @@ RUNTIME = "roofline"
 SUSTAINED = 0.5
 """Share of a core's peak multiply-adds that kernels are assumed to reach."""
 
+ASSUMED = "assumed: "
+"""How the source of a figure begins that no document says."""
+
 BIAS_BYTES = 4
+
+ESTIMATED = ("latency_ms", "throughput", "peak_memory_bytes")
+"""Timed metrics that a target has estimates of."""
 
 WARNING = "estimated by arithmetic for a device that nothing was measured on"
 
@@ -47,7 +53,6 @@ class VirtualTarget:
     Attributes:
         name: `virtual/<name>`.
         summary: What it stands for.
-        source: Where the figures come from.
         flash_bytes: Room for the weights; None where a disk has room for any.
         ram_bytes: Room for activations.
         int8_macs_per_s: Multiply-adds of 8-bit integers, one core.
@@ -55,31 +60,42 @@ class VirtualTarget:
             run integers only.
         bytes_per_s: Between core and the memory that activations and weights are in.
         overhead_ms: What a runtime spends per layer.
+        sources: By the name of each figure, the document that says it, or `ASSUMED` and why.
         integers_only: Whether plans in float32 do not run.
         ops: Operations that run.
     """
 
     name: str
     summary: str
-    source: str
     flash_bytes: int | None
     ram_bytes: int
     int8_macs_per_s: float
     float_macs_per_s: float
     bytes_per_s: float
     overhead_ms: float
+    sources: Mapping[str, str]
     integers_only: bool = False
     ops: tuple[Op, ...] = ("conv", "linear")
 
     @property
+    def assumed(self) -> tuple[str, ...]:
+        """Names of the figures that no document says."""
+        return tuple(name for name, source in self.sources.items() if source.startswith(ASSUMED))
+
+    @property
     def device(self) -> DeviceSpec:
         """The target as bounds name it, its profile in place of a fingerprint."""
-        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        shown = {key: str(value) for key, value in facts.items() if key not in ("name", "ops")}
+        shown = {"summary": self.summary, "integers_only": str(self.integers_only)}
+        for name, source in self.sources.items():
+            shown |= {name: str(getattr(self, name)), f"{name} source": source}
+        shown["assumed"] = ", ".join(self.assumed)
         return DeviceSpec(
             name=self.name, runtime=RUNTIME, place="virtual", hardware=tuple(sorted(shown.items()))
         )
 
+
+_NO_FLASH = "none: weights are read from a disk into RAM"
+_PER_LAYER = ASSUMED + "what a runtime spends on a call of a kernel"
 
 PROFILES: Mapping[str, VirtualTarget] = {
     target.name: target
@@ -87,68 +103,114 @@ PROFILES: Mapping[str, VirtualTarget] = {
         VirtualTarget(
             name="virtual/cortex-m4",
             summary="Cortex-M4-class microcontroller: 64 MHz, 256 KB SRAM, 1 MB flash, INT8 only.",
-            source=(
-                "nRF52840 product specification (clock, memories); CMSIS-NN's 0.58 MACs per cycle "
-                "on Cortex-M7 (see virtual/cortex-m7), whose M4 has the same dual 16-bit multiply-"
-                "add but issues one instruction per cycle: half of it; float32 a fifth of a MAC "
-                "per cycle (load, load, multiply-add, loop); one 32-bit word per cycle"
-            ),
             flash_bytes=1 << 20,
             ram_bytes=256 << 10,
             int8_macs_per_s=0.29 * 64e6,
             float_macs_per_s=0.2 * 64e6,
             bytes_per_s=4 * 64e6,
             overhead_ms=0.05,
+            sources={
+                "flash_bytes": "nRF52840 product specification, Nordic, 2018: 1 MB",
+                "ram_bytes": "nRF52840 product specification, Nordic, 2018: 256 KB",
+                "int8_macs_per_s": ASSUMED
+                + (
+                    "0.29 per cycle at 64 MHz (clock: nRF52840 product specification, 2018), half "
+                    "of virtual/cortex-m7, which has the same dual 16-bit multiply-add and issues "
+                    "two instructions per cycle"
+                ),
+                "float_macs_per_s": ASSUMED
+                + ("0.2 per cycle: two loads, a multiply-add and the loop"),
+                "bytes_per_s": ASSUMED + "one 32-bit word per cycle",
+                "overhead_ms": _PER_LAYER,
+            },
             integers_only=True,
         ),
         VirtualTarget(
             name="virtual/cortex-m7",
             summary="Cortex-M7-class microcontroller: 216 MHz, 512 KB SRAM, 2 MB flash, INT8 only.",
-            source=(
-                "STM32F76x data sheet (clock, memories); Lai, Suda & Chandra (2018), CMSIS-NN, "
-                "https://arxiv.org/abs/1801.06601: a network of 24.7 MOps in 99.1 ms at 216 MHz = "
-                "125 million MACs per s = 0.58 per cycle; float32 a fifth of a MAC per cycle "
-                "(load, load, multiply-add, loop); one 64-bit word per cycle of tightly coupled "
-                "memory"
-            ),
             flash_bytes=2 << 20,
             ram_bytes=512 << 10,
             int8_macs_per_s=24.7e6 / 2 / 99.1e-3,
             float_macs_per_s=0.2 * 216e6,
-            bytes_per_s=8 * 216e6,
+            bytes_per_s=4 * 216e6,
             overhead_ms=0.02,
+            sources={
+                "flash_bytes": "STM32F76xxx data sheet DS11532, ST, 2016: up to 2 Mbytes",
+                "ram_bytes": (
+                    "STM32F76xxx data sheet DS11532, ST, 2016: 512 Kbytes, 128 of them tightly "
+                    "coupled"
+                ),
+                "int8_macs_per_s": (
+                    "Lai, Suda & Chandra, CMSIS-NN, 2018, https://arxiv.org/abs/1801.06601: 24.7 "
+                    "MOps, two per MAC, in 99.1 ms on a Cortex-M7 at 216 MHz (DS11532: up to 216 "
+                    "MHz)"
+                ),
+                "float_macs_per_s": ASSUMED
+                + ("0.2 per cycle: two loads, a multiply-add and the loop"),
+                "bytes_per_s": ASSUMED
+                + (
+                    "one word per cycle of the 32-bit buses to SRAM1 (STM32F76xxx reference manual "
+                    "RM0410, ST, 2016, section 2.1); tightly coupled memory is faster"
+                ),
+                "overhead_ms": _PER_LAYER,
+            },
             integers_only=True,
         ),
         VirtualTarget(
             name="virtual/raspberry-pi-4",
             summary="One Cortex-A72 core at 1.5 GHz with LPDDR4, as in a Raspberry Pi 4.",
-            source=(
-                "Cortex-A72 software optimisation guide: 4 float32 MACs per cycle of its vector "
-                "unit, and without dot-product instructions 8 of INT8; half of both is assumed to "
-                "be reached; 4.9 GB per s of STREAM's triad, "
-                "http://www.sci-pi.org.uk/bench/stream.html"
-            ),
             flash_bytes=None,
             ram_bytes=1 << 30,
             int8_macs_per_s=SUSTAINED * 8 * 1.5e9,
             float_macs_per_s=SUSTAINED * 4 * 1.5e9,
-            bytes_per_s=4.9e9,
+            bytes_per_s=4.84e9,
             overhead_ms=0.01,
+            sources={
+                "flash_bytes": _NO_FLASH,
+                "ram_bytes": (
+                    "The Official Raspberry Pi Beginner's Guide, 3rd edition, 2019, appendix F: "
+                    "1 GB, the smallest model"
+                ),
+                "int8_macs_per_s": ASSUMED
+                + (
+                    "half of 8 per cycle, without dot-product instructions, at 1.5 GHz (clock: "
+                    "Beginner's Guide, 2019, appendix F)"
+                ),
+                "float_macs_per_s": ASSUMED + "half of 4 per cycle, one 128-bit multiply-add",
+                "bytes_per_s": (
+                    "STREAM, one core, triad: 4844 MB per s, "
+                    "http://www.sci-pi.org.uk/bench/stream.html"
+                ),
+                "overhead_ms": _PER_LAYER,
+            },
         ),
         VirtualTarget(
             name="virtual/phone-core",
-            summary="One big core of a phone: Cortex-A76 class at 2.4 GHz with LPDDR4X.",
-            source=(
-                "Cortex-A76 software optimisation guide: two 128-bit vector units, 8 float32 MACs "
-                "per cycle and, with dot-product instructions, 32 of INT8; half of both is assumed "
-                "to be reached; 10 GB per s assumed for one core"
-            ),
+            summary="One big core of a phone: Cortex-A76 class at 2.42 GHz with LPDDR4X.",
             flash_bytes=None,
             ram_bytes=1 << 30,
-            int8_macs_per_s=SUSTAINED * 32 * 2.4e9,
-            float_macs_per_s=SUSTAINED * 8 * 2.4e9,
+            int8_macs_per_s=SUSTAINED * 32 * 2.42e9,
+            float_macs_per_s=SUSTAINED * 8 * 2.42e9,
             bytes_per_s=10e9,
             overhead_ms=0.005,
+            sources={
+                "flash_bytes": _NO_FLASH,
+                "ram_bytes": ASSUMED + "what a phone of 4 GB or more leaves to one program",
+                "int8_macs_per_s": ASSUMED
+                + (
+                    "half of 32 per cycle, a dot product of 16 on each of the two 128-bit vector "
+                    "units (AnandTech, Arm's Cortex-A76 CPU unveiled, 2018), at 2.42 GHz "
+                    "(WikiChip, Snapdragon 855, 2019)"
+                ),
+                "float_macs_per_s": ASSUMED
+                + ("half of 8 per cycle, a multiply-add of 4 on each of the two vector units"),
+                "bytes_per_s": ASSUMED
+                + (
+                    "for one core, of 34.1 GB per s for all of a Snapdragon 855 (AnandTech, "
+                    "Snapdragon 855 performance preview, 2019)"
+                ),
+                "overhead_ms": _PER_LAYER,
+            },
         ),
     )
 }
@@ -264,7 +326,6 @@ def estimated_readings(
             warning=WARNING,
         )
         for metric, (value, share_of) in values.items()
-        if metric in METRICS
         for statistic in statistics
     ]
 

@@ -19,6 +19,7 @@ from compression.space import PlanSpace
 from compression.surveyed import Survey
 from search.measurement import Measurement, Reading
 from service.bounds import Region, Verdict, arithmetic_values, regions, verdict
+from service.db.durations import EarlierTrial
 from service.errors import ConstraintUnreachable, Fault
 from service.forecast import Forecast, forecast
 from workers.job import JobSpec
@@ -144,6 +145,7 @@ def dry_run(
     forward_ms_per_image: float | None,
     split_images: Mapping[str, int],
     left_out: Sequence[str] = (),
+    earlier: Sequence[EarlierTrial] = (),
 ) -> DryRun:
     """Return what is known of the job before it runs.
 
@@ -154,6 +156,7 @@ def dry_run(
         forward_ms_per_image: Of the dense model in a worker; None where it was not timed.
         split_images: Images by split, where known.
         left_out: What the job allows and cannot afford, in words.
+        earlier: Trials of the same model and data in other jobs.
 
     Raises:
         PlanInvalid: Nothing is left to search.
@@ -166,7 +169,7 @@ def dry_run(
         baseline=baseline,
         region=region,
         verdicts=tuple(verdict(c, region, baseline) for c in spec.constraints),
-        forecast=forecast(spec, forward_ms_per_image, split_images),
+        forecast=forecast(spec, forward_ms_per_image, split_images, earlier),
         left_out=tuple(left_out),
     )
 

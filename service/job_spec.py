@@ -27,6 +27,7 @@ from service.bounds import contradiction_faults, range_faults
 from service.data_fit import DatasetFacts, fit_faults
 from service.device_book import DeviceBook
 from service.errors import Fault, SpecInvalid
+from service.measurable import no_reading
 from service.settings import Settings
 from workers.errors import WorkerError
 from workers.job import DatasetArtifact, JobSpec, Recovery, Scoring
@@ -83,6 +84,7 @@ def build_job_spec(
     devices = materials.devices
     objectives = _objectives(request.objectives, devices, faults)
     constraints = _constraints(request.constraints, devices, materials.baseline, settings, faults)
+    faults += _unreadable(request, devices)
     methods = _methods(request, materials.survey, faults)
     if methods is not None:
         try:
@@ -278,6 +280,25 @@ def _constraints(
         # Positions in the request and in `found` agree only while nothing was left out.
         faults += contradiction_faults(found, baseline)
     return found
+
+
+def _unreadable(request: JobCreate, devices: Mapping[str, DeviceSpec]) -> list[Fault]:
+    """Return the timed metrics that their device never gives: every trial would fail by them.
+
+    Only of new jobs: what a finished one has measured may be asked for wherever it was read.
+    """
+    wanted: list[tuple[str, ObjectiveIn | ConstraintIn]] = [
+        *((f"/objectives/{i}", item) for i, item in enumerate(request.objectives)),
+        *((f"/constraints/{i}", item) for i, item in enumerate(request.constraints)),
+    ]
+    faults = []
+    for where, item in wanted:
+        metric = METRICS.get(item.metric)
+        device = None if item.device is None else devices.get(item.device)
+        if metric is not None and metric.timed and device is not None:
+            reason = no_reading(item.metric, item.statistic or "p50", device)
+            faults += [] if reason is None else [Fault(where, reason)]
+    return faults
 
 
 def _methods(request: JobCreate, survey: Survey, faults: list[Fault]) -> Methods | None:

@@ -87,7 +87,8 @@ class LatencyBook:
                 return Infeasible(
                     f"Predicted {bound.constraint.key} is {value} of the dense model's "
                     f"(97.5 % interval {low} to {high}, from {bound.fitted} readings), "
-                    f"above the bound of {limit:.3f}: not measured"
+                    f"above the bound of {limit:.3f}: not measured",
+                    foretold=True,
                 )
         return None
 

@@ -13,7 +13,7 @@ from service.api.deps import Services
 from service.api.models import refuse_unready
 from service.api.schemas.jobs import JobCreate
 from service.data_fit import DatasetFacts
-from service.db import baselines, datasets, models
+from service.db import baselines, datasets, durations, models
 from service.db.errors import NotFound
 from service.dry_run import DryRun, dry_run, known_baseline
 from service.errors import Fault, SpecInvalid
@@ -58,6 +58,7 @@ def take_in(parts: Services, request: JobCreate, job_id: str) -> Intake:
         refuse_unready("model", model.id, model.state, model.problem)
         refuse_unready("dataset", dataset.id, dataset.state, dataset.problem)
         data = models.survey(session, model.id)
+        earlier = durations.of_model(session, model.id, dataset.id)
         measured = [
             found
             for stored in stored_devices.values()
@@ -95,6 +96,7 @@ def take_in(parts: Services, request: JobCreate, job_id: str) -> Intake:
             forward_ms_per_image=summary.get("forward_ms_per_image"),
             split_images=facts.images,
             left_out=left_out(request, materials),
+            earlier=earlier,
         )
     except PlanInvalid as error:
         raise SpecInvalid.of([Fault("/methods", str(error))]) from error

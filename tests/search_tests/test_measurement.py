@@ -69,6 +69,7 @@ def test_readings_are_found_by_metric_device_and_statistic() -> None:
     [
         Measured(Net().measurement(Net().space.decode(Net().space.smallest()))),
         Infeasible("too thin"),
+        Infeasible("too slow", foretold=True),
         Failed("lost", retryable=True),
     ],
 )

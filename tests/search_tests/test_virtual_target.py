@@ -16,6 +16,7 @@ from search.measurement import Measured, Measurement, Reading
 from search.objective import Objective
 from search.trial import Fidelity, Trial, TrialState
 from search.virtual_target import (
+    ASSUMED,
     PROFILES,
     VIRTUAL_TARGETS,
     VirtualTarget,
@@ -30,13 +31,13 @@ DEVICE = "virtual/toy"
 TARGET = VirtualTarget(
     name="virtual/toy",
     summary="A thousand MACs per ms in float32, ten times as many in INT8, 100 bytes per ms.",
-    source="made up",
     flash_bytes=2000,
     ram_bytes=1000,
     int8_macs_per_s=1e7,
     float_macs_per_s=1e6,
     bytes_per_s=1e5,
     overhead_ms=2.0,
+    sources={"flash_bytes": "a data sheet", "overhead_ms": ASSUMED + "made up"},
 )
 
 COSTS = CostTable(
@@ -153,10 +154,31 @@ def test_profiles_are_devices_of_their_own_place(name: str) -> None:
     assert name.startswith("virtual/")
     assert device.name == target.name == name
     assert device.place == "virtual"
-    assert dict(device.hardware)["source"] == target.source
     assert DeviceSpec.from_json(device.to_json()) == device
     assert target.int8_macs_per_s > target.float_macs_per_s > 0
-    assert len(target.source) > 60
+
+
+FIGURES = {
+    "flash_bytes",
+    "ram_bytes",
+    "int8_macs_per_s",
+    "float_macs_per_s",
+    "bytes_per_s",
+    "overhead_ms",
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_figure_is_shown_with_its_source_or_as_an_assumption(name: str) -> None:
+    target, shown = PROFILES[name], dict(VIRTUAL_TARGETS[name].hardware)
+    assert set(target.sources) == FIGURES
+    for figure, source in target.sources.items():
+        assert shown[figure] == str(getattr(target, figure))
+        assert shown[f"{figure} source"] == source
+        assert len(source) > 20
+    assert shown["assumed"] == ", ".join(target.assumed)
+    assert "overhead_ms" in target.assumed
+    assert TARGET.assumed == ("overhead_ms",)
 
 
 def test_an_estimated_objective_puts_nothing_on_a_front() -> None:

@@ -10,7 +10,13 @@ import pytest
 from search.device import LOCAL_DEVICES
 from search.measurement import Reading
 from tests.onnx_files import conv_net
-from workers.meters.energy import Domain, burst_mj, energy_readings, package_domains
+from workers.meters.energy import (
+    Domain,
+    burst_mj,
+    energy_counter,
+    energy_readings,
+    package_domains,
+)
 
 DEVICE = LOCAL_DEVICES[0]
 RANGE_UJ = 262_143_328_850
@@ -40,6 +46,7 @@ def test_packages_are_counted_and_their_parts_are_not(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl").mkdir()
     assert [domain.file for domain in package_domains(tmp_path)] == [first, second]
     assert package_domains(tmp_path)[0].range_uj == RANGE_UJ
+    assert energy_counter(tmp_path) == "rapl"
 
 
 def test_nothing_is_invented_where_nothing_can_be_read(tmp_path: Path) -> None:
@@ -47,6 +54,7 @@ def test_nothing_is_invented_where_nothing_can_be_read(tmp_path: Path) -> None:
     assert package_domains(tmp_path) == ()
     counter(tmp_path, "intel-rapl:0", "package-0").unlink()
     assert package_domains(tmp_path) == ()
+    assert energy_counter(tmp_path) is None
     assert energy_readings(conv_net(), conv_net(), DEVICE, seed=0, root=tmp_path) == ()
 
 

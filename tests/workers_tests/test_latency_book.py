@@ -13,6 +13,7 @@ from compression.layer_cost import LayerCost
 from compression.plan import Plan
 from search.agent import Evaluate, Request, Snapshot
 from search.budget import Budget
+from search.history import Told
 from search.measurement import Infeasible, Interval, Measured, Measurement, Reading
 from search.objective import Constraint
 from search.trial import BASELINE_AGENT, MEMORY_AGENT, Fidelity, Trial, TrialState
@@ -273,4 +274,7 @@ def test_what_other_jobs_measured_prunes_from_the_first_trial_on() -> None:
     _, evaluated = search(book, agent)
     first, second = list(book.trials.values())[-2:]
     assert isinstance(first.outcome, Infeasible)
+    assert first.outcome.foretold
+    # To an agent it is neither measured nor among the least accurate plans.
+    assert not Told((), first).impossible
     assert evaluated == [second.number]

@@ -63,13 +63,27 @@ class BoundOut(Answer):
 
 
 class ForecastOut(Answer):
-    """Seconds the job is expected to take, with the arithmetic; None where nothing is stored."""
+    """Seconds the job is expected to take, with the arithmetic; None where nothing is stored.
+
+    Attributes:
+        per_trial_s: One search trial that is carried out: remembered and spared ones take no time.
+        search_s: The search phase, within the budget.
+        finalists_s: Recovery of the finalists, at most.
+        total_s: Both.
+        trials: Search trials that fit.
+        source: Where the seconds of a search trial come from: the mean of earlier trials,
+            arithmetic on the model's scan, or nowhere, so that only the budget bounds the job.
+        earlier_trials: How many it is the mean of.
+        arithmetic: How the figures came about, line by line.
+    """
 
     per_trial_s: float | None
     search_s: float | None
     finalists_s: float | None
     total_s: float | None
     trials: int | None
+    source: Literal["earlier_trials", "arithmetic", "budget"]
+    earlier_trials: int
     arithmetic: list[str]
 
 
