@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,18 +10,12 @@ from safetensors.torch import save
 from torch import nn
 
 from compression.artifact import ModelArtifact
+from compression.checkpoint_files import CheckpointFiles, json_file, with_card
 from compression.codegen import generate
 from compression.container import decode, encode_onnx
 from compression.errors import CheckpointInvalid
-from compression.model_card import ModelCard, render_readme
+from compression.model_card import ModelCard
 from compression.plan import Plan
-
-CheckpointFiles = Mapping[str, bytes]
-"""Content by file name; the names are those of the folder, without directories."""
-
-# The oldest moment a zip can name: equal files make equal archives on any day.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_FILE_MODE = 0o644
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,37 +57,10 @@ def assemble(parts: CheckpointParts) -> CheckpointFiles:
         "model.safetensors": save(dict(generated.state), metadata={"format": "pt"}),
         "model.onnx": parts.onnx,
         "model.ppz": container,
-        "plan.json": _json(_plan_record(parts)),
+        "plan.json": json_file(_plan_record(parts)),
         "LICENSE-NOTE": _licence_note(parts.card).encode(),
     }
-    digests = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in sorted(files.items())
-    }
-    files["report.json"] = _json({**parts.card.to_json(), "files": digests})
-    sizes = {name: len(data) for name, data in sorted(files.items())}
-    files["README.md"] = render_readme(parts.card, sizes).encode()
-    return dict(sorted(files.items()))
-
-
-def zip_bytes(files: CheckpointFiles) -> bytes:
-    """Return one zip archive of the files; equal files give equal bytes, on any machine.
-
-    Nothing is deflated: weights hardly shrink, and deflate's output depends on zlib's version.
-
-    Raises:
-        CheckpointInvalid: A name is not that of a plain file.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            if not name or name in (".", "..") or set(name) & set("/\\:\0"):
-                raise CheckpointInvalid(f"{name!r} is not a plain file name")
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system = 3  # Unix, whatever this machine is
-            entry.external_attr = _FILE_MODE << 16
-            archive.writestr(entry, files[name])
-    return buffer.getvalue()
+    return with_card(files, parts.card)
 
 
 def _plan_record(parts: CheckpointParts) -> dict[str, Any]:
@@ -120,12 +83,3 @@ def _licence_note(card: ModelCard) -> str:
         "terms of the data it was trained with apply as they applied before.\n\n"
         f"{licence}\n"
     )
-
-
-def _json(data: Any) -> bytes:
-    """Readable, in one canonical order; NaN is refused."""
-    try:
-        text = json.dumps(data, indent=2, sort_keys=True, allow_nan=False)
-    except ValueError as error:
-        raise CheckpointInvalid(f"A number of the report is not finite: {error}") from error
-    return f"{text}\n".encode()

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: README.md and report.json from one plain data structure."""
+"""The model card of a checkpoint as plain data; report.json and README.md tell it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compression.artifact import Preprocessing
+from compression.errors import CheckpointInvalid
+
+VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,29 @@ class DeviceRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BoardRow:
+    """What the boards of a pool measured of the deployed graph, beside the original there.
+
+    Attributes:
+        device: Name of the pool.
+        runtime: Its runtime.
+        threads: Of one inference.
+        fingerprint: SHA-256 of all that the pool's boards have in common.
+        hardware: What they say of themselves.
+        times: SHA-256 of the raw times that the boards sent.
+        metrics: Read of them by the server.
+    """
+
+    device: str
+    runtime: str
+    threads: int
+    fingerprint: str
+    hardware: Mapping[str, str]
+    times: str
+    metrics: Sequence[MetricRow]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
     """What one step of the making cost and what it did to the score.
 
@@ -129,10 +155,11 @@ class ModelCard:
         source_licence: What its owner says about its licence; empty where nothing was said.
         input_shape: C, H, W.
         preprocessing: From stored pixels to inputs.
-        metrics: One row a metric.
+        metrics: One row a metric that the server itself measured or counted.
         layers: One row a layer, in forward order.
         profiled_on: Device of the layers' times; empty where there are none.
         devices: One row a device whose runtime is not the one that `metrics` were scored on.
+        boards: One row a pool of boards that the job names, in the order of the job's devices.
         steps: In the order they ran.
         data: Dataset facts by name, e.g. `{"dataset": "cifar10", "test rows": "5000"}`.
         seed: Seed of the job.
@@ -150,6 +177,7 @@ class ModelCard:
     layers: Sequence[LayerRow] = ()
     profiled_on: str = ""
     devices: Sequence[DeviceRow] = ()
+    boards: Sequence[BoardRow] = ()
     steps: Sequence[StepRow] = ()
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seed: int
@@ -158,7 +186,54 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {"version": 1, **dataclasses.asdict(self)}
+        return {"version": VERSION, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> ModelCard:
+        """Rebuild a card from `to_json`, or from a report.json that holds more.
+
+        Raises:
+            CheckpointInvalid: It is damaged, or of another version.
+        """
+        try:
+            if data["version"] != VERSION:
+                raise CheckpointInvalid(
+                    f"The report has version {data['version']}; this program reads {VERSION}"
+                )
+            fields = {f.name: data[f.name] for f in dataclasses.fields(ModelCard) if f.name in data}
+            pre = data["preprocessing"]
+            fields["preprocessing"] = Preprocessing(
+                **{**pre, "mean": tuple(pre["mean"]), "std": tuple(pre["std"])}
+            )
+            fields["input_shape"] = tuple(data["input_shape"])
+            fields["metrics"] = _metrics(data["metrics"])
+            fields["layers"] = tuple(LayerRow(**row) for row in data["layers"])
+            fields["devices"] = tuple(
+                DeviceRow(**{**row, "scores": {k: Interval(**v) for k, v in row["scores"].items()}})
+                for row in data["devices"]
+            )
+            fields["boards"] = tuple(
+                BoardRow(**{**row, "metrics": _metrics(row["metrics"])})
+                for row in data.get("boards", ())
+            )
+            fields["steps"] = tuple(
+                StepRow(**{**row, "score": _interval(row["score"])}) for row in data["steps"]
+            )
+            fields["warnings"] = tuple(data["warnings"])
+            return ModelCard(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointInvalid(f"The report cannot be read: {error}") from error
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> tuple[MetricRow, ...]:
+    intervals = ("baseline", "result", "change")
+    return tuple(
+        MetricRow(**{**row, **{name: _interval(row[name]) for name in intervals}}) for row in rows
+    )
+
+
+def _interval(data: Mapping[str, Any] | None) -> Interval | None:
+    return None if data is None else Interval(**data)
 
 
 def installed_versions() -> dict[str, str]:
@@ -170,179 +245,3 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def render_readme(card: ModelCard, sizes: Mapping[str, int]) -> str:
-    """Return the card as Markdown.
-
-    Args:
-        card: What to tell.
-        sizes: Bytes of every other file of the checkpoint, by name.
-    """
-    parts = [
-        f"# {_text(card.name)}",
-        f"A compressed form of **{_text(card.source_name)}**. It loads without the program that "
-        "made it.",
-        *(f"> **Note.** {_text(warning)}" for warning in card.warnings),
-        "## Results\n\n"
-        "Baseline is the original network, measured in the same session. Brackets hold 95 % "
-        "intervals.\n\n" + _metric_table(card.metrics),
-        "## Use\n\n" + _usage(card),
-        "## Files\n\n"
-        + _table(["file", "bytes"], [[_code(n), f"{s:,}"] for n, s in sizes.items()]),
-    ]
-    if card.devices:
-        parts.append(
-            "## On each device\n\nAccuracies under Results are those of ONNX Runtime; these are of "
-            "the same graph on other runtimes.\n\n" + _device_table(card.devices)
-        )
-    if card.layers:
-        parts.append("## Layers\n\n" + _layer_table(card.layers, card.profiled_on))
-    if card.steps:
-        parts.append("## What each step cost\n\n" + _step_table(card.steps))
-    facts = {**card.data, "seed": str(card.seed), "source SHA-256": card.source_digest or "none"}
-    facts.update({f"version of {name}": version for name, version in card.versions.items()})
-    rows = [[_text(name), _text(value)] for name, value in facts.items()]
-    parts.append("## Data, seed and versions\n\n" + _table(["what", "value"], rows))
-    parts.append(
-        "`plan.json` holds the decisions and the kept channels; with the source network and the "
-        "seed it makes this checkpoint again. `LICENSE-NOTE` says whose work this derives from."
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def _usage(card: ModelCard) -> str:
-    pre = card.preprocessing
-    channels, height, width = card.input_shape
-    integers = any(row.precision == "int8" for row in card.layers)
-    note = (
-        " It computes in integers; `model.py` is the same network in float32, to train on or to "
-        "export elsewhere, and its answers differ from the graph's by the rounding."
-        if integers
-        else ""
-    )
-    return (
-        f"Input: float32, N x {channels} x {height} x {width}, "
-        f"`(pixel / {pre.scale:g} - mean) / std` with mean {list(pre.mean)} and std "
-        f"{list(pre.std)}. Output: logits.\n\n"
-        "```python\n"
-        "from model import load          # torch and safetensors, nothing else\n"
-        "logits = load()(inputs)\n\n"
-        "import onnxruntime              # the deployed graph, the one that was timed\n"
-        'session = onnxruntime.InferenceSession("model.onnx")\n'
-        'logits = session.run(None, {"input": inputs})[0]\n'
-        "```\n\n"
-        f"`model.onnx` is what was timed.{note} `model.ppz` is `model.onnx`, entropy-coded for the "
-        "way over the network."
-    )
-
-
-def _metric_table(rows: Sequence[MetricRow]) -> str:
-    cells = [
-        [
-            _text(f"{row.metric} ({row.unit})" if row.unit else row.metric),
-            _interval(row.baseline),
-            _interval(row.result),
-            _change(row),
-            str(row.result.n),
-            _text(row.conditions),
-        ]
-        for row in rows
-    ]
-    return _table(["metric", "baseline", "this checkpoint", "change", "n", "conditions"], cells)
-
-
-def _change(row: MetricRow) -> str:
-    words = [f"{row.change_kind} {_interval(row.change)}"] if row.change else []
-    if row.macs_ratio is not None:
-        words.append(f"MACs: ratio {_number(row.macs_ratio)}")
-    return "; ".join(words)
-
-
-def _device_table(rows: Sequence[DeviceRow]) -> str:
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.scores))
-    cells = [
-        [
-            _text(row.device),
-            _text(row.runtime),
-            *(_interval(row.scores.get(metric)) for metric in metrics),
-            f"{row.agreement:.2%}",
-            f"{row.difference:.1e}",
-        ]
-        for row in rows
-    ]
-    header = ["device", "runtime", *metrics, "decides alike", "largest difference"]
-    return _table(header, cells)
-
-
-def _layer_table(rows: Sequence[LayerRow], profiled_on: str) -> str:
-    header = ["layer", "decision", "parameters", "MACs", "precision"]
-    cells = [
-        [
-            _code(row.name),
-            _text(row.decision),
-            f"{row.params_before:,} -> {row.params_after:,}",
-            f"{row.macs_before:,} -> {row.macs_after:,}",
-            row.precision,
-        ]
-        for row in rows
-    ]
-    if not profiled_on:
-        return _table(header, cells)
-    times = [[f"{_ms(row.ms_before)} -> {_ms(row.ms_after)}"] for row in rows]
-    table = _table([*header, "ms"], [c + t for c, t in zip(cells, times, strict=True)])
-    return (
-        f"Milliseconds are the runtime's own counts on {_text(profiled_on)}: good to compare "
-        f"layers by, not to add up.\n\n{table}"
-    )
-
-
-def _ms(value: float | None) -> str:
-    return "not counted" if value is None else f"{value:.3f}"
-
-
-def _step_table(rows: Sequence[StepRow]) -> str:
-    cells = [
-        [
-            _text(row.name),
-            _text(row.detail),
-            _interval(row.score),
-            "" if row.wall_s is None else f"{row.wall_s:.1f}",
-        ]
-        for row in rows
-    ]
-    return _table(["step", "settings", "score after it", "seconds"], cells)
-
-
-def _interval(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    if interval.low is None or interval.high is None:
-        return _number(interval.value)
-    ends = f"[{_number(interval.low)}, {_number(interval.high)}]"
-    return f"{_number(interval.value)} {ends}"
-
-
-def _number(value: float) -> str:
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.4g}"
-
-
-def _text(text: str) -> str:
-    """Keep a name from breaking the table, or from being read as markup or a link."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
-    for character in "\\`|[]":
-        escaped = escaped.replace(character, f"\\{character}")
-    return " ".join(escaped.split())
-
-
-def _code(text: str) -> str:
-    """Return a name in a code span, where only its end and the table's bars have a meaning."""
-    plain = " ".join(text.replace("`", "'").replace("|", "\\|").split())
-    return f"`{plain}`"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -36,7 +36,7 @@ from workers.phases import BaselineFailed, JobEnd, JobRun, run_job
 from workers.quiet import QuietNode
 from workers.ray_executor import RayExecutor
 from workers.ray_race import RayRace
-from workers.remote_timing import RemoteTimingExecutor
+from workers.remote_timing import BoardWait, RemoteTimingExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Conductor:
         )
 
         queue = SqlTimingQueue(self.database, claim.job_id)
-        boards = any(device.place == "agent" for device in spec.devices)
+        boards = BoardWait(queue, self.store, spec.devices)
 
         def finalizing() -> None:
             with ledger.fenced() as session:
@@ -146,16 +146,13 @@ class Conductor:
                 JobRun(
                     spec=spec,
                     survey=survey,
-                    executor=RemoteTimingExecutor(executor, queue, self.store, spec.devices),
+                    executor=RemoteTimingExecutor(executor, boards),
                     ledger=ledger,
                     store=self.store,
                     thinking=quiet.busy,
                     finalizing=finalizing,
                     memory=self._memory(spec, job) if spec.memory else None,
-                    # A race drives Ray by itself: what it ends with was timed on no board.
-                    race=None
-                    if boards
-                    else RayRace(executor, self.store, spec.recovery.race_reduction),
+                    race=RayRace(executor, self.store, spec.recovery.race_reduction, boards),
                 )
             )
         finally:

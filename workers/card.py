@@ -32,12 +32,12 @@ from compression.plan import Plan
 from compression.site import MODEL_SITE
 from search.measurement import Interval as Spread
 from search.measurement import Reading
-from search.metric import ACCURACIES, METRICS
 from search.trial import Trial
 from workers.context import JobContext
 from workers.meters.accuracy import accuracy
 from workers.meters.fingerprint import fingerprint
 from workers.meters.layer_profile import LayerTime
+from workers.metric_row import interval_of, metric_row
 from workers.on_device import OnDevice
 from workers.recovered import Recovered
 
@@ -97,7 +97,7 @@ def model_card(facts: CardFacts, context: JobContext) -> ModelCard:
                 runtime=row.runtime,
                 agreement=row.agreement,
                 difference=row.difference,
-                scores={reading.metric: _interval(reading) for reading in row.readings},
+                scores={reading.metric: interval_of(reading) for reading in row.readings},
             )
             for row in facts.on_devices
         ],
@@ -129,47 +129,19 @@ def _base(recovered: Recovered) -> dict[str, str]:
 
 def _metrics(facts: CardFacts) -> list[MetricRow]:
     dense = {
-        r.metric: _interval(r)
+        r.metric: interval_of(r)
         for r in accuracy(facts.dense_logits, facts.labels, facts.dense_logits, "test")
     }
     macs = next((r.ratio for r in facts.readings if r.metric == "macs"), None)
-    rows = []
-    for reading in facts.readings:
-        baseline = dense.get(reading.metric) or _baseline(reading)
-        change, kind = reading.ratio, "ratio"
-        if reading.metric in ACCURACIES:
-            change, kind = None, "difference"
-            if reading.metric == "top1" and facts.drop is not None:
-                drop = facts.drop
-                change = Spread(value=-drop.value, low=-drop.high, high=-drop.low)
-        place = (reading.split and f"{reading.split} split", reading.device, reading.statistic)
-        rows.append(
-            MetricRow(
-                metric=reading.metric,
-                unit="" if METRICS[reading.metric].unit == "1" else METRICS[reading.metric].unit,
-                baseline=baseline,
-                result=_interval(reading),
-                change=None
-                if change is None
-                else Interval(value=change.value, low=change.low, high=change.high),
-                change_kind=kind,
-                conditions=", ".join(part for part in place if part),
-                macs_ratio=macs.value if macs and reading.metric == "latency_ms" else None,
-            )
+    return [
+        metric_row(
+            reading,
+            baseline=dense.get(reading.metric),
+            drop=facts.drop,
+            macs_ratio=None if macs is None else macs.value,
         )
-    return rows
-
-
-def _baseline(reading: Reading) -> Interval | None:
-    if reading.ratio is None or reading.ratio.value == 0:
-        return None
-    return Interval(value=reading.value / reading.ratio.value, n=reading.n)
-
-
-def _interval(reading: Reading) -> Interval:
-    if reading.low == reading.high:
-        return Interval(value=reading.value, n=reading.n)
-    return Interval(value=reading.value, low=reading.low, high=reading.high, n=reading.n)
+        for reading in facts.readings
+    ]
 
 
 def _layers(

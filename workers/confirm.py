@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compression.apply import replay
-from compression.checkpoint import CheckpointParts, assemble, zip_bytes
+from compression.checkpoint import CheckpointParts, assemble
+from compression.checkpoint_files import REPORT, zip_bytes
 from compression.clean_load import load_test
 from compression.container import encode_onnx
 from compression.errors import NotCertified
@@ -35,12 +36,14 @@ WIDTH = 0.04
 TIMING_S = 30.0
 """Longest timing of a result, per device."""
 
-ROLES = {"onnx": "model.onnx", "coded": "model.ppz", "report": "report.json"}
+ROLES = {"onnx": "model.onnx", "coded": "model.ppz", "report": REPORT}
 """Files of a checkpoint that can also be pulled alone, by role."""
 
 
 def confirm(trial: Trial, context: JobContext, steps: Steps) -> Outcome:
     """Confirm a recovered trial (`base` is its manifest), or measure the dense model alike.
+
+    Times of boards are not there yet: `workers.board_report` adds them to what is written here.
 
     The checkpoint is written from the same files, and the roles `checkpoint`, `onnx`, `coded` and
     `report` name its parts. The role `profile` names layers' times as JSON:
@@ -100,11 +103,7 @@ def confirm(trial: Trial, context: JobContext, steps: Steps) -> Outcome:
         load_test(files, recovered.probe.numpy(), recovered.expected.numpy())
     with steps.step("store"):
         steps.artifacts["checkpoint"] = context.store.put(zip_bytes(files))
-        for role, name in (
-            ("onnx", "model.onnx"),
-            ("coded", "model.ppz"),
-            ("report", "report.json"),
-        ):
+        for role, name in ROLES.items():
             steps.artifacts[role] = context.store.put(files[name])
         steps.artifacts["profile"] = context.store.put(_profile_json(profiles))
     return Measured(Measurement(tuple(readings)))

@@ -18,10 +18,11 @@ from compression.artifact import Digest
 from search.measurement import Failed, Infeasible
 from search.trial import FINISHED, Trial
 from workers.errors import BlobMissing
-from workers.executor import CHECKPOINT, Finished, Work
+from workers.executor import CHECKPOINT, Finished, Progress, Work
 from workers.ledger import Ledger
 from workers.loop import answered
 from workers.memory import JobMemory
+from workers.remote_timing import BoardWait
 from workers.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Entries:
         ledger: Ledger,
         store: ArtifactStore,
         memory: JobMemory | None = None,
+        boards: BoardWait | None = None,
     ) -> None:
         self.scores: dict[str, list[float]] = {trial.id: [] for trial in trials}
         self.cancelled = False
@@ -94,6 +96,7 @@ class Entries:
         self._ledger = ledger
         self._store = store
         self._memory = memory
+        self._boards = boards
         self._ended = {trial.id: trial for trial in trials if trial.state in FINISHED}
         self._queue = deque(trial for trial in trials if trial.state not in FINISHED)
         self._live: dict[str, Work] = {}
@@ -104,6 +107,11 @@ class Entries:
     def waiting(self) -> int:
         """How many trials nobody works at; 0 once cancelled."""
         return 0 if self.cancelled else len(self._queue)
+
+    @property
+    def timed(self) -> frozenset[str]:
+        """Ids of the trials that only wait for boards; none once cancelled."""
+        return frozenset() if self.cancelled or self._boards is None else self._boards.waiting
 
     def start(self) -> Work | None:
         """Begin an attempt at the next trial that nobody knows yet; None where none waits."""
@@ -129,7 +137,17 @@ class Entries:
         self._ledger.event("trial.progress", {"trial_id": work.trial.id, **data})
 
     def finish(self, finished: Finished) -> None:
-        """Write down what came of an attempt, and what the trial scored on the way."""
+        """Write down what came of an attempt, and what the trial scored on the way.
+
+        Where boards are to time its file that waits for them, and is done by a later `look`.
+        """
+        report = finished if self._boards is None else self._boards.take(finished)
+        if isinstance(report, Progress):
+            self.note(report.work, report.data)
+        elif isinstance(report, Finished):
+            self._settle(report)
+
+    def _settle(self, finished: Finished) -> None:
         if self._end(finished) and self._memory is not None:
             self._memory.keep(finished)
 
@@ -153,6 +171,8 @@ class Entries:
 
     def lose(self, work: Work, reason: str) -> None:
         """Write down that an attempt's process died; nothing where the attempt has ended."""
+        if self._boards is not None and work.trial.id in self._boards.waiting:
+            return  # All that it had to do is done.
         if self._live.pop(work.trial.id, None) is not None:
             logger.warning("attempt lost", extra={"trial": work.trial.id, "reason": reason})
             self._stands(self._ledger.lost(work.attempt, reason))
@@ -163,12 +183,15 @@ class Entries:
             self.lose(work, reason)
 
     def look(self) -> None:
-        """Renew the lease, and see whether the user cancelled.
+        """Renew the lease, see whether the user cancelled, and write down what boards answered.
 
         Raises:
             LeaseLost: Another conductor took over.
         """
         self.cancelled = self._ledger.wish() == "cancel"
+        if self._boards is not None:
+            for finished in self._boards.answered():
+                self._settle(finished)
 
     def ended(self) -> list[Trial]:
         """Return the finished trials in the order of the race."""

@@ -39,6 +39,7 @@ from workers.memory import JobMemory
 from workers.race import RUNG, RUNGS, SCORE, Entries, rung_shares
 from workers.ray_executor import RayExecutor
 from workers.ray_worker import ENVIRONMENT, runner_of
+from workers.remote_timing import BoardWait
 from workers.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,21 @@ class RayRace:
             begins, since they hold the CPUs that the race needs.
         store: Where checkpoints are read.
         reduction: Of the trials that are compared at a rung, one in so many goes on.
+        boards: Keeps results back until boards have timed their files; None where the job names
+            none. Rungs compare accuracies, so nobody waits for a board on the way.
     """
 
-    def __init__(self, executor: RayExecutor, store: ArtifactStore, reduction: int) -> None:
+    def __init__(
+        self,
+        executor: RayExecutor,
+        store: ArtifactStore,
+        reduction: int,
+        boards: BoardWait | None = None,
+    ) -> None:
         self._executor = executor
         self._store = store
         self._reduction = reduction
+        self._boards = boards
 
     def run(
         self,
@@ -91,12 +101,15 @@ class RayRace:
         memory: JobMemory | None = None,
     ) -> list[Trial]:
         """See `Race`."""
-        entries = Entries(trials, ledger, self._store, memory)
+        entries = Entries(trials, ledger, self._store, memory, self._boards)
         entries.look()
-        while entries.waiting:
-            self._executor.release()
-            self._executor.cluster.ensure()
-            self._fit(entries, rivals)
+        while entries.waiting or entries.timed:
+            if entries.waiting:
+                self._executor.release()
+                self._executor.cluster.ensure()
+                self._fit(entries, rivals)
+            else:
+                time.sleep(WAIT_S)
             entries.look()
         return entries.ended()
 
@@ -131,6 +144,10 @@ class RayRace:
             )
             try:
                 tuner.fit()
+            except _RayDied:
+                logger.warning("The race's Ray died", extra={"action": "race_died"})
+                # Before Tune's things are collected: they ask a Ray to take back what they held.
+                self._executor.cluster.stop()
             except Exception as error:
                 if watch.failure is not None:
                     raise watch.failure from error
@@ -162,6 +179,14 @@ class _Local:
         return (object, ())
 
 
+class _RayDied(BaseException):
+    """Ends Tune at once.
+
+    After an `Exception` it would tidy up by asking the dead Ray, and wait a minute for an answer,
+    at whose end Ray ends this process.
+    """
+
+
 class _Watch(_Local, Stopper):
     """Looks at the lease, the user's wish and Ray while Tune runs; asked some times a second.
 
@@ -185,7 +210,7 @@ class _Watch(_Local, Stopper):
             with self:
                 self._entries.look()
                 if not self._executor.cluster.alive():
-                    raise ConnectionError("The Ray cluster died")
+                    raise _RayDied
             self._looked = time.monotonic()
         return self.failure is not None or self._entries.cancelled
 
@@ -193,8 +218,6 @@ class _Watch(_Local, Stopper):
         """Begin something whose errors are kept for after the run."""
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, ConnectionError) and not self._executor.cluster.alive():
-            return False  # Tune cannot end its trials in an orderly way any more.
         if isinstance(error, Exception):
             self.failure = self.failure or error
             return True

@@ -10,6 +10,7 @@ from compression.plan import Plan
 from search.device import DeviceSpec
 from search.measurement import Reading
 from search.trial import Trial
+from workers.board_report import TIMES_ROLE
 from workers.context import JobContext
 from workers.handover import hand_over
 from workers.meters.energy import energy_readings
@@ -25,9 +26,6 @@ ROUNDS = 40
 
 MIN_TIMING_S = 12.0
 """Where every reading counts: other work disturbs for seconds at a time."""
-
-TIMES_ROLE = "times"
-"""Artifact of a confirmed trial: the raw times behind its latencies, `times_npz`."""
 
 
 def arithmetic(plan: Plan, context: JobContext) -> list[Reading]:

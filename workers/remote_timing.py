@@ -1,29 +1,28 @@
-"""Times of boards: the port of what is ordered of them, and the executor that waits for it.
+"""Times of boards: the port of what is ordered of them, and who waits for it.
 
-A worker that evaluates a trial hands its deployed file over (`workers.handover`). The wrapped
-executor orders the file's times of every board that the job names, keeps the result back until all
-have answered, and adds their readings to it. What is ordered is named by what it is, so whoever
-drives the job next finds what was answered and orders only what is missing.
+A worker that evaluates a trial hands its deployed file over (`workers.handover`). Whoever drives
+the worker orders the file's times of every board that the job names, keeps the result back until
+all have answered, and adds what they measured to it. What is ordered is named by what it is, so
+whoever drives the job next finds what was answered and orders only what is missing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from compression.artifact import Digest
+from compression.errors import CompressionError
 from search.device import DeviceSpec
 from search.measurement import Failed, Measured, Measurement
 from workers.board_readings import board_readings
+from workers.board_report import BoardTimes, with_boards
 from workers.errors import WorkerError
 from workers.executor import Executor, Finished, Progress, Report, Work
 from workers.store import ArtifactStore
-
-logger = logging.getLogger(__name__)
 
 Compare = Literal["values", "decisions"]
 """How a board's outputs are held against ours: all of them, or the classes they decide for."""
@@ -105,38 +104,124 @@ class _Held:
     """A result that waits for boards."""
 
     finished: Finished
-    measurement: Measurement
-    open: dict[str, DeviceSpec]
-    readings: list[Any] = dataclasses.field(default_factory=list)
-    dense: bool = False
-    seconds: float = 0.0
+    outcome: Measured
+    dense: bool
+    orders: Mapping[str, DeviceSpec]
+    answers: dict[str, TimingAnswer] = dataclasses.field(default_factory=dict)
+
+
+class BoardWait:
+    """Results of one job that wait for boards.
+
+    A board that fails makes the whole attempt a retryable failure.
+
+    Args:
+        queue: Takes the orders.
+        store: Where handed-over files, raw times and checkpoints are.
+        devices: The job's devices; those of other places than boards are left alone.
+    """
+
+    def __init__(
+        self, queue: TimingQueue, store: ArtifactStore, devices: Sequence[DeviceSpec]
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._boards = tuple(device for device in devices if device.place == "agent")
+        self._held: list[_Held] = []
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Ids of the trials whose results are kept back."""
+        return frozenset(held.finished.work.trial.id for held in self._held)
+
+    def take(self, report: Report) -> Report:
+        """Return a report, or what is to be told instead of a result that is kept back."""
+        if not isinstance(report, Finished) or ROLE not in report.artifacts:
+            return report
+        artifacts = {role: digest for role, digest in report.artifacts.items() if role != ROLE}
+        finished = dataclasses.replace(report, artifacts=artifacts)
+        if not isinstance(report.outcome, Measured):
+            return finished
+        document = json.loads(self._store.get(report.artifacts[ROLE]))
+        orders = [_order(document, report.work, board) for board in self._boards]
+        held = _Held(
+            finished=finished,
+            outcome=report.outcome,
+            dense=all(order.candidate == order.baseline for order in orders),
+            # In the order of the job's devices, which is that of their readings.
+            orders={
+                self._queue.ask(order): board
+                for order, board in zip(orders, self._boards, strict=True)
+            },
+        )
+        self._held.append(held)
+        names = [board.name for board in self._boards]
+        return Progress(work=report.work, data={"step": "boards", "devices": names})
+
+    def answered(self) -> list[Finished]:
+        """Return the results whose boards have all answered, or one of whose boards failed."""
+        if not self._held:
+            return []
+        wanted = [
+            order for held in self._held for order in held.orders if order not in held.answers
+        ]
+        answers = self._queue.answers(wanted)
+        ended = []
+        for held in list(self._held):
+            held.answers.update({o: answers[o] for o in held.orders if o in answers})
+            failed = any(answer.times is None for answer in held.answers.values())
+            if failed or len(held.answers) == len(held.orders):
+                self._held.remove(held)
+                ended.append(self._ended(held))
+        return ended
+
+    def forget(self) -> None:
+        """Keep nothing back. Orders stay: the job's next driver may want their answers."""
+        self._held = []
+
+    def _ended(self, held: _Held) -> Finished:
+        """Return a result with what its boards measured."""
+        seconds = dict(held.finished.seconds)
+        spent = sum(answer.seconds for answer in held.answers.values())
+        seconds[TIMING_STEP] = seconds.get(TIMING_STEP, 0.0) + spent
+        finished = dataclasses.replace(held.finished, seconds=seconds)
+        found: list[BoardTimes] = []
+        device = ""
+        try:
+            for order, board in held.orders.items():
+                device = board.name
+                if order not in held.answers:
+                    continue  # Another one failed.
+                answer = held.answers[order]
+                if answer.times is None:
+                    return _failed(finished, f"{device}: {answer.failure}")
+                times = self._store.get(answer.times)
+                readings = board_readings(times, answer.readings, board, dense=held.dense)
+                found.append(BoardTimes(device=board, times=answer.times, readings=readings))
+            artifacts = with_boards(finished.artifacts, found, self._store)
+        except (WorkerError, CompressionError, OSError) as error:
+            return _failed(finished, f"{device}: {error}")
+        readings = [reading for board in found for reading in board.readings]
+        measurement = Measurement((*held.outcome.measurement.readings, *readings))
+        return dataclasses.replace(
+            finished,
+            outcome=dataclasses.replace(held.outcome, measurement=measurement),
+            artifacts=artifacts,
+        )
 
 
 class RemoteTimingExecutor:
     """See `workers.executor.Executor`; a result comes when every board has answered, too.
 
-    A board that fails makes the whole attempt a retryable failure.
-
     Args:
         inner: Runs the attempts.
-        queue: Takes the orders.
-        store: Where handed-over files and raw times are.
-        devices: The job's devices; those of other places than boards are left alone.
+        boards: Keeps their results back.
     """
 
-    def __init__(
-        self,
-        inner: Executor,
-        queue: TimingQueue,
-        store: ArtifactStore,
-        devices: Sequence[DeviceSpec],
-    ) -> None:
+    def __init__(self, inner: Executor, boards: BoardWait) -> None:
         self.slots = inner.slots
         self._inner = inner
-        self._queue = queue
-        self._store = store
-        self._boards = tuple(device for device in devices if device.place == "agent")
-        self._held: list[_Held] = []
+        self._boards = boards
 
     def submit(self, work: Work) -> None:
         """See `Executor`."""
@@ -147,76 +232,21 @@ class RemoteTimingExecutor:
         deadline = time.monotonic() + timeout_s
         while True:
             left = max(0.0, deadline - time.monotonic())
-            reports: list[Report] = []
-            for report in self._inner.wait(min(left, POLL_S) if self._held else left):
-                reports += self._taken(report)
-            reports += self._answered()
-            if reports or not self._held or time.monotonic() >= deadline:
+            inner = self._inner.wait(min(left, POLL_S) if self._boards.waiting else left)
+            reports = [self._boards.take(report) for report in inner]
+            reports += self._boards.answered()
+            if reports or not self._boards.waiting or time.monotonic() >= deadline:
                 return reports
             time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
 
     def close(self) -> None:
-        """See `Executor`. Orders stay: the job's next driver may want their answers."""
-        self._held = []
+        """See `Executor`."""
+        self._boards.forget()
         self._inner.close()
 
-    def _taken(self, report: Report) -> list[Report]:
-        """Return what of a report is passed on now."""
-        if not isinstance(report, Finished) or ROLE not in report.artifacts:
-            return [report]
-        artifacts = {role: digest for role, digest in report.artifacts.items() if role != ROLE}
-        finished = dataclasses.replace(report, artifacts=artifacts)
-        if not isinstance(report.outcome, Measured):
-            return [finished]
-        document = json.loads(self._store.get(report.artifacts[ROLE]))
-        held = _Held(finished=finished, measurement=report.outcome.measurement, open={})
-        for board in self._boards:
-            order = _order(document, report.work, board)
-            held.dense = order.candidate == order.baseline
-            held.open[self._queue.ask(order)] = board
-        self._held.append(held)
-        names = [board.name for board in self._boards]
-        return [Progress(work=report.work, data={"step": "boards", "devices": names})]
 
-    def _answered(self) -> list[Report]:
-        """Return the results whose boards have all answered, or one of whose boards failed."""
-        wanted = [order for held in self._held for order in held.open]
-        if not wanted:
-            return []
-        answers = self._queue.answers(wanted)
-        reports: list[Report] = []
-        for held in list(self._held):
-            ended = self._ended(held, answers)
-            if ended is not None:
-                self._held.remove(held)
-                reports.append(ended)
-        return reports
-
-    def _ended(self, held: _Held, answers: Mapping[str, TimingAnswer]) -> Finished | None:
-        for order in [order for order in held.open if order in answers]:
-            board, answer = held.open.pop(order), answers[order]
-            held.seconds += answer.seconds
-            if answer.times is None:
-                reason = f"{board.name}: {answer.failure}"
-                return dataclasses.replace(held.finished, outcome=Failed(reason, retryable=True))
-            try:
-                times = self._store.get(answer.times)
-                held.readings += board_readings(times, answer.readings, board, dense=held.dense)
-            except WorkerError as error:
-                failed = Failed(f"{board.name}: {error}", retryable=True)
-                return dataclasses.replace(held.finished, outcome=failed)
-        if held.open:
-            return None
-        readings = (*held.measurement.readings, *held.readings)
-        outcome = held.finished.outcome
-        assert isinstance(outcome, Measured)
-        seconds = dict(held.finished.seconds)
-        seconds[TIMING_STEP] = seconds.get(TIMING_STEP, 0.0) + held.seconds
-        return dataclasses.replace(
-            held.finished,
-            outcome=dataclasses.replace(outcome, measurement=Measurement(readings)),
-            seconds=seconds,
-        )
+def _failed(finished: Finished, reason: str) -> Finished:
+    return dataclasses.replace(finished, outcome=Failed(reason, retryable=True))
 
 
 def _order(document: Mapping[str, Any], work: Work, board: DeviceSpec) -> TimingOrder:

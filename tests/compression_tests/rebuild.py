@@ -1,4 +1,4 @@
-"""Rebuilds a checkpoint from what its `plan.json` says; run as a module, it prints the hash."""
+"""Rebuilds checkpoints from what `plan.json` says; run as a module, it prints their hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from compression.apply import ApplyContext, apply
 from compression.artifact import ModelArtifact
 from compression.backend import FLOAT32
 from compression.certificate import certify
-from compression.checkpoint import CheckpointParts, assemble, zip_bytes
+from compression.checkpoint import CheckpointParts, assemble
+from compression.checkpoint_files import zip_bytes
 from compression.decisions import (
     Decision,
     DropBlock,
@@ -109,4 +110,4 @@ def rebuild(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(rebuild(json.loads(sys.stdin.read())))
+    sys.stdout.write("\n".join(rebuild(document) for document in json.loads(sys.stdin.read())))

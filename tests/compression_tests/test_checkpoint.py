@@ -16,7 +16,8 @@ from safetensors.torch import load
 
 from compression.apply import ApplyContext, apply, replay
 from compression.artifact import Digest, ModelArtifact, Preprocessing
-from compression.checkpoint import CheckpointFiles, CheckpointParts, assemble, zip_bytes
+from compression.checkpoint import CheckpointParts, assemble
+from compression.checkpoint_files import CheckpointFiles, zip_bytes
 from compression.container import decode
 from compression.decisions import PruneChannels, Quantize
 from compression.errors import CheckpointInvalid
@@ -29,13 +30,13 @@ from compression.model_card import (
     ModelCard,
     StepRow,
     installed_versions,
-    render_readme,
 )
 from compression.models.cifar_resnet import cifar_resnet
 from compression.onnx_session import open_session
 from compression.patch import Patch
 from compression.plan import Plan
 from compression.primitives.quantize import quantize_onnx
+from compression.readme import render_readme
 from compression.survey import survey
 from tests.compression_tests.test_export import random_norms
 

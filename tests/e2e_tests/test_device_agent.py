@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -90,7 +91,7 @@ def submit(client: Client) -> Any:
         constraints=[{**bound, "device": DEVICE}, {**bound, "device": "local/onnxruntime"}],
         methods={"allow": ["prune_channels"]},
         agent={"name": "random"},
-        recovery={"epochs": 0.5, "finalists": 1, "augment": False},
+        recovery={"epochs": 0.5, "finalists": 2, "race": "asha", "augment": False},
         budget={"trials": 3},
         memory=False,
         seed=5,
@@ -126,6 +127,23 @@ def check_nothing_is_lost_or_doubled(folder: Path, client: Client, job_id: str) 
         found = [r for r in member.readings.all if (r.metric, r.device) == (LATENCY, DEVICE)]
         assert found
         assert all(r.ratio is not None for r in found if r.statistic == "p50")
+        check_report(client.job(job_id).pull(folder.parent / member.trial_id, member), member)
+
+
+def check_report(files: Sequence[Path], member: Any) -> None:
+    """The checkpoint's own report has what the front has of the board, apart from the rest."""
+    texts = {path.name: path.read_text() for path in files if path.suffix in (".json", ".md")}
+    assert f"### {DEVICE}" in texts["README.md"].partition("## On boards")[2]
+    report = json.loads(texts["report.json"])
+    (board,) = report["boards"]
+    assert (board["device"], board["runtime"]) == (DEVICE, "onnxruntime")
+    assert not any(DEVICE in row["conditions"] for row in report["metrics"])
+    told = {(row["metric"], row["conditions"]): row for row in board["metrics"]}
+    for reading in (r for r in member.readings.all if r.device == DEVICE):
+        row = told.pop((reading.metric, f"{DEVICE}, {reading.statistic}"))
+        assert row["result"]["value"] == reading.value
+        assert row["change"]["value"] == reading.ratio.value
+    assert told == {}
 
 
 def measured_trials(job: Any) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from compression.artifact import Digest
+from compression.checkpoint_files import with_card, zip_bytes
 from search.device import LOCAL_DEVICES
 from search.measurement import Failed, Infeasible, Measured, Outcome
 from search.trial import Attempt
@@ -22,9 +23,10 @@ from service.db.timing_orders import LEASE_S, StoredOrder
 from service.db.timing_queue import SqlTimingQueue
 from tests.service_tests.boards import DEVICE, add_agent, job_with_trials, spec, times_npz
 from tests.service_tests.stored import Clock
+from tests.workers_tests.small_card import CARD, FILES
 from tests.workers_tests.works import measured, work_of
 from workers.executor import Executor, Finished, InlineExecutor, Lost, Progress, Report, Work
-from workers.remote_timing import ROLE, TIMING_STEP, RemoteTimingExecutor
+from workers.remote_timing import ROLE, TIMING_STEP, BoardWait, RemoteTimingExecutor
 from workers.store import FolderStore
 
 BOARDS = (*LOCAL_DEVICES, spec())
@@ -43,10 +45,12 @@ class Bench:
     dense: bool = False
     outcome: Outcome | None = None
     runs: int = 0
+    artifacts: Mapping[str, Digest] = dataclasses.field(default_factory=dict)
 
     def executor(self, devices: Any = BOARDS) -> Executor:
         queue = SqlTimingQueue(self.database, self.job, self.clock)
-        return RemoteTimingExecutor(InlineExecutor(self.run), queue, self.store, devices)
+        boards = BoardWait(queue, self.store, devices)
+        return RemoteTimingExecutor(InlineExecutor(self.run), boards)
 
     def run(self, work: Work, report: Callable[[Mapping[str, Any]], None]) -> Finished:
         self.runs += 1
@@ -61,7 +65,7 @@ class Bench:
             "metrics": {DEVICE: ["load_ms"]},
         }
         manifest = self.store.put(json.dumps(document).encode())
-        artifacts = {ROLE: manifest, "recovered": Digest("9" * 64)}
+        artifacts = {ROLE: manifest, "recovered": Digest("9" * 64), **self.artifacts}
         outcome = self.outcome or measured(0.9)
         return Finished(work=work, outcome=outcome, artifacts=artifacts, seconds={TIMING_STEP: 1.0})
 
@@ -225,3 +229,46 @@ def test_a_lost_board_is_replaced_by_another_of_its_pool(bench: Bench) -> None:
     assert taken.id == lost.id
     bench.answer(taken)
     assert isinstance(answered(executor).outcome, Measured)
+
+
+def test_the_report_has_it_whoever_ends_the_attempt_and_has_it_once(bench: Bench) -> None:
+    checkpoint = bench.store.put(zip_bytes(with_card(FILES, CARD)))
+    bench.artifacts = {"checkpoint": checkpoint}
+    devices = (*BOARDS, spec(GARAGE))
+    found = []
+    for boards in ([("g", GARAGE)], [("a", DEVICE)], []):
+        executor = bench.executor(devices)
+        executor.submit(bench.work)
+        found += answers(executor.wait(0.0))
+        for board in boards:
+            bench.answer(bench.lease(*board))
+        # The first conductor dies before all boards have answered, the second one before it has
+        # written anything down.
+        found += answers(executor.wait(0.3))
+        executor.close()
+    second, third = found
+    assert isinstance(second, Finished)
+    assert isinstance(third, Finished)
+    assert isinstance(second.outcome, Measured)
+    assert second.artifacts == third.artifacts
+    assert second.outcome == third.outcome
+    assert second.artifacts["checkpoint"] != checkpoint
+    report = json.loads(bench.store.get(second.artifacts["report"]))
+    # In the order of the job's devices, not in that of the answers.
+    assert [row["device"] for row in report["boards"]] == [DEVICE, GARAGE]
+    for row in report["boards"]:
+        latency = second.outcome.measurement.get("latency_ms", row["device"], "p50")
+        assert latency is not None
+        assert row["metrics"][0]["result"]["value"] == latency.value
+
+
+def test_a_checkpoint_that_is_gone_makes_the_attempt_a_retryable_failure(bench: Bench) -> None:
+    bench.artifacts = {"checkpoint": Digest("8" * 64)}
+    executor = bench.executor()
+    executor.submit(bench.work)
+    executor.wait(0.0)
+    bench.answer(bench.lease())
+    outcome = answered(executor).outcome
+    assert isinstance(outcome, Failed)
+    assert outcome.retryable
+    assert "8888" in outcome.error

@@ -144,6 +144,33 @@ def test_a_killed_process_and_a_lost_driver_cost_no_step(tmp_path: Path) -> None
     assert len(json.loads(store.get(ended.artifacts["race"]))["scores"]) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+def test_a_race_outlives_its_ray(tmp_path: Path, process: str) -> None:
+    book = Book()
+    seen: list[Digest] = []
+
+    def murderous(kind: str, what: Any) -> None:
+        if kind == "keep":
+            seen.append(what[1])
+            if len(seen) == 2:
+                os.kill(executor.cluster.processes()[process].pid, signal.SIGKILL)
+
+    executor = executor_of(RACED, tmp_path)
+    try:
+        ledger = Watched(book, murderous)
+        trials = proposed(ledger, PLANS[:1])
+        race = RayRace(executor, FolderStore(tmp_path / "blobs"), 2)
+        # Asking a dead `gcs_server` for anything would end this process after a minute.
+        (ended,) = race.run(trials, all_rivals(trials), ledger)
+    finally:
+        executor.close()
+    assert isinstance(ended.outcome, Measured)
+    attempts = book.attempts[ended.id]
+    assert [a.state for a in attempts] == [AttemptState.LOST, AttemptState.SUCCEEDED]
+    assert attempts[1].resume in seen[1:]
+
+
 def test_a_court_stops_who_is_behind_the_better_half_of_its_rivals() -> None:
     court = Court("me", frozenset({"a", "b", "c"}), 2)
     for who, score in (("a", 0.9), ("b", 0.7), ("c", 0.6), ("stranger", 1.0)):
