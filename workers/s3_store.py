@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
+import email.utils
 import hashlib
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,10 +18,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from compression.artifact import Digest
 from workers.errors import BlobMissing
-from workers.store import CHUNK_BYTES
+from workers.store import CHUNK_BYTES, NAME, Blob
 
 MAX_BLOB_BYTES = 5 * (1 << 30)
 """Limit of S3 for one PUT. One PUT is atomic and checked by the server against the name."""
+
+SWEEPING = "sweeping"
+"""Folder of the objects that say which blob is being removed."""
+
+CLAIM_S = 120.0
+"""Seconds after which a claim to remove a blob means nothing: whoever made it died."""
+
+REMOVAL_S = 20.0
+"""Longest time from a claim to the request that removes the blob. That request must arrive while
+the claim stands."""
+
+WAIT_S = 0.5
+"""Pause of a put whose blob is just being removed."""
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _EXISTS = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
@@ -30,6 +47,11 @@ class S3Store:
     Objects are created under the condition that none of this name exists; a server without
     conditional writes gets a plain one, which is as good since equal names mean equal bytes.
     A network or server fault raises `ConnectionError`, which another attempt may survive.
+
+    The time of an object is that of its last put: a put of what is there copies it onto itself.
+    Whoever removes a blob claims it first by an object of its own, then looks at the blob's time.
+    A put looks for a claim after it has renewed the time, and waits where there is one. S3 is
+    consistent, so one of both sees the other.
 
     Attributes:
         bucket: Must exist.
@@ -93,10 +115,114 @@ class S3Store:
     def _create(self, digest: Digest, body: bytes | IO[bytes], size: int) -> None:
         if size > MAX_BLOB_BYTES:
             raise ValueError(f"Blob {digest} has {size} bytes; {MAX_BLOB_BYTES} is the limit")
+        while True:
+            if not self._renewed(digest):
+                if not isinstance(body, bytes):
+                    body.seek(0)
+                self._put(digest, body, IfNoneMatch="*")
+            if not self._claim_of(digest)[0]:
+                return
+            time.sleep(WAIT_S)
+
+    def _renewed(self, digest: Digest) -> bool:
+        """Make a blob as young as if it were written now; False where there is none."""
+        key = self._key(digest)
         try:
             self.size_bytes(digest)
+            with self._faults(digest):
+                self._client.copy_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    CopySource={"Bucket": self.bucket, "Key": key},
+                    # Without a change S3 refuses to copy an object onto itself.
+                    MetadataDirective="REPLACE",
+                    ChecksumAlgorithm="SHA256",
+                )
         except BlobMissing:
-            self._put(digest, body, IfNoneMatch="*")
+            return False
+        return True
+
+    def blobs(self) -> Iterator[Blob]:
+        """See `ArtifactStore`."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=root
+        )
+        for page in pages:
+            for entry in page.get("Contents", ()):
+                found = NAME.fullmatch(entry["Key"].removeprefix(root))
+                if found is not None:
+                    digest = Digest(found[1] + found[2])
+                    yield Blob(digest, int(entry["Size"]), entry["LastModified"])
+
+    def remove(self, digest: Digest, before: datetime.datetime) -> bool:
+        """See `ArtifactStore`.
+
+        Raises:
+            NotImplementedError: The server knows no conditional writes, so nothing can be claimed.
+        """
+        begun = time.monotonic()
+        if not self._claim(digest):
+            return False
+        try:
+            with self._faults(digest):
+                head = self._client.head_object(Bucket=self.bucket, Key=self._key(digest))
+                late = time.monotonic() - begun > REMOVAL_S
+                if head["LastModified"] >= before or late:
+                    return False
+                self._client.delete_object(Bucket=self.bucket, Key=self._key(digest))
+                return True
+        except BlobMissing:
+            return False
+        finally:
+            # One that is late must not take another's claim away; its own has ended by itself.
+            if time.monotonic() - begun < CLAIM_S / 2:
+                self._client.delete_object(Bucket=self.bucket, Key=self._claim_key(digest))
+
+    def _claim(self, digest: Digest) -> bool:
+        """Claim a blob for removal; False where another has."""
+        held, tag = self._claim_of(digest)
+        if held:
+            return False
+        # What a dead one left is taken over by one only: every claim has its own tag.
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        try:
+            with self._faults(digest):
+                self._client.put_object(
+                    Bucket=self.bucket,
+                    Key=self._claim_key(digest),
+                    Body=secrets.token_bytes(16),
+                    **condition,
+                )
+        except BlobMissing:
+            return False
+        except ClientError as error:
+            if _code(error) in _UNKNOWN_CONDITION:
+                raise NotImplementedError(
+                    f"The server of bucket {self.bucket!r} knows no conditional writes: "
+                    "blobs cannot be removed safely"
+                ) from error
+            if _code(error) in _EXISTS:
+                return False
+            raise
+        return True
+
+    def _claim_of(self, digest: Digest) -> tuple[bool, str | None]:
+        """Return whether somebody is removing a blob, by the server's clock, and the claim's tag.
+
+        A claim that means nothing any more has a tag all the same.
+        """
+        try:
+            with self._faults(digest):
+                head = self._client.head_object(Bucket=self.bucket, Key=self._claim_key(digest))
+        except BlobMissing:
+            return False, None
+        date = head["ResponseMetadata"]["HTTPHeaders"]["date"]
+        age = email.utils.parsedate_to_datetime(date) - head["LastModified"]
+        return age.total_seconds() < CLAIM_S, str(head["ETag"])
+
+    def _claim_key(self, digest: Digest) -> str:
+        return f"{self.prefix}/{SWEEPING}/{digest}" if self.prefix else f"{SWEEPING}/{digest}"
 
     def _put(self, digest: Digest, body: bytes | IO[bytes], **condition: str) -> None:
         checksum = base64.b64encode(bytes.fromhex(digest)).decode()

@@ -161,6 +161,7 @@ def _finish(job: JobRow, row: TrialRow, outcome: Outcome, now: datetime.datetime
     after = state_of(outcome)
     check_transition(row.state, after)
     row.state, row.finished_at = after, now
+    row.resume = ""  # Nobody goes on from there: its blobs need not be kept.
     row.recorded = job.next_recorded
     job.next_recorded += 1
     free = row.agent in (BASELINE_AGENT, MEMORY_AGENT, FINALIST_AGENT)

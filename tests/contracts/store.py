@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import threading
 from pathlib import Path
@@ -13,11 +14,22 @@ from workers.errors import BlobMissing
 from workers.store import CHUNK_BYTES, ArtifactStore
 
 ABSENT = Digest("0" * 64)
+HOUR = datetime.timedelta(hours=1)
 BIG = bytes(range(256)) * (CHUNK_BYTES // 256) * 2 + b"the end"
 
 
 class StoreContract:
-    """Subclass it with a fixture `store`, empty at the start of each test."""
+    """Subclass it with a fixture `store`, empty at the start of each test.
+
+    Attributes:
+        rounds: Of removals beside puts.
+    """
+
+    rounds = 60
+
+    def age(self, store: ArtifactStore, digest: Digest) -> None:
+        """Make a blob look as if it were last put two hours ago."""
+        raise NotImplementedError
 
     def test_a_blob_is_named_by_its_sha256_and_comes_back(self, store: ArtifactStore) -> None:
         digest = store.put(b"weights")
@@ -98,3 +110,55 @@ class StoreContract:
         for thread in threads:
             thread.join()
         assert digests == [(Digest(hashlib.sha256(BIG).hexdigest()), True)] * 6
+
+    def test_a_listing_shows_every_blob(self, store: ArtifactStore) -> None:
+        assert list(store.blobs()) == []
+        sizes = {store.put(data): len(data) for data in (b"one", b"three", b"")}
+        now = datetime.datetime.now(datetime.UTC)
+        listed = list(store.blobs())
+        assert {blob.digest: blob.size_bytes for blob in listed} == sizes
+        assert all(abs(blob.put_at - now) < HOUR for blob in listed)
+
+    def test_what_is_older_than_a_moment_is_removed(
+        self, store: ArtifactStore, tmp_path: Path
+    ) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        digest, other = store.put(b"blob"), store.put(b"other")
+        assert not store.remove(digest, now - HOUR)
+        assert store.get(digest) == b"blob"
+        assert store.remove(digest, now + HOUR)
+        assert not store.remove(digest, now + HOUR)
+        with pytest.raises(BlobMissing):
+            store.get(digest)
+        assert [blob.digest for blob in store.blobs()] == [other]
+        assert store.put(b"blob") == digest
+        assert store.get(digest) == b"blob"
+        path = tmp_path / "file"
+        path.write_bytes(b"blob")
+        assert store.remove(digest, now + HOUR)
+        assert store.put_file(path) == digest
+        assert store.get(digest) == b"blob"
+
+    def test_what_is_put_while_it_is_removed_is_there_afterwards(
+        self, store: ArtifactStore
+    ) -> None:
+        digest = store.put(b"blob")
+        before = datetime.datetime.now(datetime.UTC) - HOUR
+        for _ in range(self.rounds):
+            self.age(store, digest)
+            barrier = threading.Barrier(3)
+
+            def put(barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                store.put(b"blob")
+
+            putters = [threading.Thread(target=put) for _ in range(2)]
+            for putter in putters:
+                putter.start()
+            barrier.wait()
+            store.remove(digest, before)
+            for putter in putters:
+                putter.join()
+            assert store.get(digest) == b"blob"
+        self.age(store, digest)
+        assert store.remove(digest, before)

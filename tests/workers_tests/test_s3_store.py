@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from compression.artifact import Digest
 from tests.contracts.store import StoreContract
 from workers.open_store import open_store
-from workers.s3_store import S3Store
+from workers.s3_store import CLAIM_S, S3Store
+from workers.store import ArtifactStore
 
 BUCKET = "paretopress-test"
 PREFIXES = (f"run-{number}/blobs" for number in itertools.count())
@@ -49,8 +53,59 @@ def store(endpoint: str, client: Any) -> S3Store:
     return S3Store(BUCKET, next(PREFIXES), endpoint_url=endpoint)
 
 
+def make_older(key: str, seconds: float) -> None:
+    """Set an object's time back, which S3 itself offers nobody."""
+    objects = s3_backends["123456789012"]["aws"].buckets[BUCKET].keys
+    objects[key].last_modified -= datetime.timedelta(seconds=seconds)
+
+
 class TestS3Store(StoreContract):
-    pass
+    rounds = 2
+
+    def age(self, store: ArtifactStore, digest: Digest) -> None:
+        assert isinstance(store, S3Store)
+        make_older(store._key(digest), 7200)
+
+
+def test_a_put_waits_for_who_removes_the_blob(store: S3Store) -> None:
+    digest = store.put(b"blob")
+    assert store._claim(digest)
+    assert not store._claim(digest)
+    now = datetime.datetime.now(datetime.UTC)
+    assert not store.remove(digest, now + datetime.timedelta(hours=1))
+    done = threading.Event()
+
+    def put() -> None:
+        store.put(b"blob")
+        done.set()
+
+    putter = threading.Thread(target=put)
+    putter.start()
+    assert not done.wait(1.0)
+    # Whoever has the claim removes the blob, although the put has renewed it, and goes.
+    store._client.delete_object(Bucket=BUCKET, Key=store._key(digest))
+    store._client.delete_object(Bucket=BUCKET, Key=store._claim_key(digest))
+    putter.join()
+    assert store.get(digest) == b"blob"
+
+
+def test_what_a_dead_remover_left_stops_nobody(store: S3Store) -> None:
+    digest = store.put(b"blob")
+    assert store._claim(digest)
+    make_older(store._claim_key(digest), CLAIM_S + 1)
+    assert store.put(b"blob") == digest
+    assert store._claim(digest)
+    assert not store._claim(digest)
+    assert [blob.digest for blob in store.blobs()] == [digest]
+
+
+def test_a_server_without_conditions_removes_nothing(store: S3Store) -> None:
+    digest = store.put(b"blob")
+    now = datetime.datetime.now(datetime.UTC)
+    store._client = Conditionless(store._client)
+    with pytest.raises(NotImplementedError, match="no conditional writes"):
+        store.remove(digest, now + datetime.timedelta(hours=1))
+    assert store.get(digest) == b"blob"
 
 
 def test_blobs_lie_under_the_prefix(store: S3Store, client: Any) -> None:

@@ -15,7 +15,7 @@ from compression.artifact import Digest
 from tests.contracts.store import StoreContract
 from workers.errors import BlobMissing
 from workers.open_store import open_store
-from workers.store import FolderStore
+from workers.store import ArtifactStore, FolderStore
 
 SIZE_BYTES = 64 << 20
 
@@ -24,6 +24,11 @@ class TestFolderStore(StoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> FolderStore:
         return FolderStore(tmp_path / "store")
+
+    def age(self, store: ArtifactStore, digest: Digest) -> None:
+        assert isinstance(store, FolderStore)
+        earlier = time.time() - 7200
+        os.utime(store.root / digest[:2] / digest[2:], (earlier, earlier))
 
 
 def put_big(folder: str) -> None:
