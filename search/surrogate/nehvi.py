@@ -28,10 +28,10 @@ from search.problem import Problem
 from search.surrogate.beliefs import Beliefs
 from search.surrogate.gp import botorch_model
 
-SAMPLES = 64
+SAMPLES = 32
 """Of the quasi-Monte Carlo estimate."""
 
-BASELINE, CANDIDATES = 24, 96
+BASELINE, CANDIDATES = 24, 48
 """Observations and candidates that are looked at, at most."""
 
 LEAST_LOG_CHANCE = -3.0
