@@ -111,7 +111,7 @@ def made(agent: str, options: Mapping[str, Any], problem: Problem) -> Agent:
 
 
 class Penalised:
-    """`cbo` without bounds, for which every excess is subtracted from the accuracy."""
+    """`cbo` without bounds, for which every excess makes the accuracy smaller."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -122,7 +122,7 @@ class Penalised:
         return self._agent.ask(n)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Tell top-1 minus the total violation of the bounds, both as shares of 1."""
+        """Tell top-1 over 1 + the total violation of the bounds: it stays a share of 1."""
         self._agent.tell([self._penalised(trial) for trial in trials])
 
     def snapshot(self) -> Snapshot:
@@ -139,7 +139,7 @@ class Penalised:
         measurement = trial.outcome.measurement
         excess = self._problem.total_violation(measurement)
         readings = tuple(
-            dataclasses.replace(r, **{end: getattr(r, end) - excess for end in ENDS})
+            dataclasses.replace(r, **{end: getattr(r, end) / (1 + excess) for end in ENDS})
             if r.metric == self._problem.objectives[0].metric
             else r
             for r in measurement.readings

@@ -35,8 +35,8 @@ class FreshProcess:
 
     It inherits the calling thread's cores, and OpenMP's threads sleep while they wait. By default
     they spin: beside other work they use up their time slices doing nothing, and then at every
-    operator wait whole slices of others for their cores, which is a hundred times the time. The
-    policy is read when the library is loaded, so only a new process can be told.
+    operator wait whole slices of others for their cores: many times the time. The policy is read
+    when the library is loaded, so only a new process can be told.
 
     Args:
         module: Run as `python -m module`; calls `serve`.
