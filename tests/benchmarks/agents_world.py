@@ -143,6 +143,10 @@ class World:
         """Seconds of all evaluations asked for so far, remembered ones at what they once cost."""
         return self._kept.seconds
 
+    def proxies(self) -> list[tuple[Plan, Measurement]]:
+        """Return what the folder holds of proxies that start from the job's own model."""
+        return self._kept.proxies()
+
     def measure(self, plan: Plan, fidelity: Fidelity = Fidelity.PROXY) -> Measurement:
         """Return what a plan measures; it must be possible."""
         trials = self._run(MemoryLedger(Book()), [Evaluate(plan=plan, fidelity=fidelity)])
@@ -264,6 +268,16 @@ class Kept:
             artifacts={role: Digest(digest) for role, digest in row["artifacts"].items()},
         )
 
+    def proxies(self) -> list[tuple[Plan, Measurement]]:
+        """Return all plans that proxies without base or preparation measured, by key."""
+        found = []
+        for key, row in sorted(self._rows.items()):
+            plan, outcome = Plan.from_json(row["plan"]), outcome_from_json(row["outcome"])
+            own = key == _own_key(plan, Fidelity.PROXY)
+            if own and isinstance(outcome, Measured):
+                found.append((plan, outcome.measurement))
+        return found
+
     def put(self, finished: Finished) -> None:
         """Write down an outcome, failures too: they would fail again."""
         key, seconds = _key(finished.work.trial), sum(finished.seconds.values())
@@ -283,3 +297,8 @@ class Kept:
 def _key(trial: Trial) -> str:
     prepared = trial.preparation.key if trial.preparation else ""
     return f"{trial.plan.digest} {trial.fidelity} {trial.base or ''} {prepared}"
+
+
+def _own_key(plan: Plan, fidelity: Fidelity) -> str:
+    """Return the key of a plan that starts from the job's own model."""
+    return f"{plan.digest} {fidelity}  "
