@@ -7,8 +7,8 @@
 * `penalty` (likewise): bounds that the search knows as such are held by more plans, and the best is
   better, than where their excess is a penalty of the objective.
 * `amc` (AMC, ECCV 2018): at half the MACs better than uniform and random widths.
-* `metapruning` (MetaPruning, ICCV 2019): evolution beats random, random beats uniform, and the gap
-  grows as the budget of MACs gets tighter.
+* `metapruning` (MetaPruning, ICCV 2019): with the weights of one PruningNet, evolution beats
+  random, random beats uniform, and the gap grows as the budget of MACs gets tighter.
 * `proxies` (distiller's reproduction of AMC; EagleEye, ECCV 2020): proxies rank plans as short
   trainings do, and worse without recalibrated BatchNorm.
 
@@ -32,9 +32,12 @@ import torch
 from scipy.stats import spearmanr
 
 from compression.apply import apply
+from compression.artifact import Digest
 from compression.methods import Methods
 from compression.plan import Plan
-from search.agent import Agent, Request, Snapshot
+from search.agent import Agent, Evaluate, Request, Snapshot
+from search.agents.metapruning import Metapruning
+from search.agents.metapruning import Options as MetapruningOptions
 from search.arithmetic import Floats
 from search.catalogue import create
 from search.measurement import Measured, Measurement
@@ -42,8 +45,9 @@ from search.objective import Constraint
 from search.problem import Problem
 from search.repair import Repair, as_point
 from search.sampling import draw
-from search.trial import Fidelity, Trial
+from search.trial import PREPARED_ROLE, Fidelity, Trial
 from tests.benchmarks.agents_equal_budget import CHANCE, row_of
+from tests.benchmarks.agents_training import prepared
 from tests.benchmarks.agents_world import THIN, Setting, World
 from tests.benchmarks.record import record
 from tests.conftest import real_data_folder
@@ -89,7 +93,7 @@ class Bench:
         for seed in range(self.options.seeds):
             key = json.dumps([world.spec.name, agent, budget, seed, options or {}], sort_keys=True)
             if key not in known:
-                make = functools.partial(made, agent, options or {})
+                make = functools.partial(made, world, agent, options or {})
                 row = row_of(world.search_by(make, agent, seed, budget))
                 known[key] = {"key": key, **{name: row[name] for name in KEPT}}
                 with book.open("a") as file:
@@ -103,11 +107,48 @@ KEPT = ("best", "feasible_share")
 """Columns of a search that claims are about."""
 
 PENALTY = "penalty"
+ON_NET = "pruning_net/"
 
 
-def made(agent: str, options: Mapping[str, Any], problem: Problem) -> Agent:
-    """Return an agent of the catalogue, or `cbo` that sees bounds as a penalty alone."""
-    return Penalised(problem) if agent == PENALTY else create(agent, problem, options)
+def made(world: World, agent: str, options: Mapping[str, Any], problem: Problem) -> Agent:
+    """Return an agent of the catalogue, perhaps on a PruningNet, or `cbo` that sees a penalty."""
+    if agent == PENALTY:
+        return Penalised(problem)
+    if agent.startswith(ON_NET):
+        order = Metapruning(problem, MetapruningOptions()).order
+        assert order is not None
+        base = prepared(world, order).artifacts[PREPARED_ROLE]
+        return OnNet(create(agent.removeprefix(ON_NET), problem, options), base)
+    return create(agent, problem, options)
+
+
+class OnNet:
+    """An agent of plans whose proposals are scored with the weights that a training left."""
+
+    def __init__(self, agent: Agent, base: Digest) -> None:
+        self._agent = agent
+        self._base = base
+
+    def ask(self, n: int) -> Sequence[Request]:
+        """Return the agent's plans, which start from the base."""
+        return [
+            dataclasses.replace(request, base=self._base)
+            if isinstance(request, Evaluate)
+            else request
+            for request in self._agent.ask(n)
+        ]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Tell the agent, as if its plans had started from the job's model."""
+        self._agent.tell([dataclasses.replace(trial, base=None) for trial in trials])
+
+    def snapshot(self) -> Snapshot:
+        """See `search.agent.Agent`."""
+        return self._agent.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `search.agent.Agent`."""
+        self._agent.restore(snapshot)
 
 
 class Penalised:
@@ -206,19 +247,20 @@ def amc(bench: Bench) -> tuple[bool, Row]:
 
 
 def metapruning(bench: Bench) -> tuple[bool, Row]:
-    """Evolution, random and uniform at three bounds."""
+    """Evolution, random and uniform with the weights of one PruningNet, at three bounds."""
+    agents = ("metapruning", f"{ON_NET}random", f"{ON_NET}uniform")
     gaps: dict[float, float] = {}
     rows: dict[str, Row] = {}
+    ordered = True
     for macs in (0.75, 0.5, 0.3):
         world = bench.world(macs)
-        found = {
-            agent: bench.best(world, agent, bench.options.budget)
-            for agent in ("metapruning", "random", "uniform")
-        }
-        gaps[macs] = float(found["metapruning"].mean() - found["uniform"].mean())
+        found = {agent: bench.best(world, agent, bench.options.budget) for agent in agents}
+        evolution, random, uniform = (float(found[agent].mean()) for agent in agents)
+        gaps[macs] = evolution - uniform
+        ordered = ordered and evolution > random > uniform
         rows[f"{macs:g}"] = {agent: shown(values) for agent, values in found.items()}
-    ordered = gaps[0.75] <= gaps[0.5] <= gaps[0.3]
-    return ordered and min(gaps.values()) > 0, {"gaps_over_uniform": gaps, **rows}
+    grows = gaps[0.75] <= gaps[0.5] <= gaps[0.3]
+    return ordered and grows, {"ordered": ordered, "gaps_over_uniform": gaps, **rows}
 
 
 def proxies(bench: Bench) -> tuple[bool, Row]:
