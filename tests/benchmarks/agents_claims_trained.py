@@ -58,7 +58,6 @@ from tests.benchmarks.agents_world import THIN, Setting, World
 from tests.benchmarks.peer_rows import FinishedRows, Row, top1_gain
 from tests.benchmarks.record import record
 from tests.conftest import real_data_folder
-from workers.bases import start_of
 from workers.meters.accuracy import accuracy
 
 TAS_MACS = 0.55
@@ -254,14 +253,6 @@ def _params_world(bench: TrainingBench) -> World:
     return bench.world("params-trained", Setting((bound,), FINE))
 
 
-def _start(world: World, trial: Trial) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        start = start_of(trial, world.context)
-        return apply(start.rest, start.context).model
-
-    return make
-
-
 def admm(bench: TrainingBench) -> tuple[bool, Row]:
     """Annealing and ADMM against uniform L1 of the same size, at equal steps after and in all."""
     options, world = bench.options, _params_world(bench)
@@ -275,7 +266,7 @@ def admm(bench: TrainingBench) -> tuple[bool, Row]:
     ours = bench.trained(
         world,
         f"plan {trial.plan.digest} of {trial.base}",
-        _start(world, trial),
+        lambda: world.network(trial.plan, trial.base),
         steps=options.train_steps,
     )
     name, make = f"plan {uniform.digest}", network(world, uniform)
@@ -299,7 +290,7 @@ def purification(bench: TrainingBench) -> tuple[bool, Row]:
     """What can be dropped of the network that ADMM left, judged on images of the training split."""
     world = _params_world(bench)
     trial = _autocompressed(bench, world)
-    context, model = world.context, _start(world, trial)()
+    context, model = world.context, world.network(trial.plan, trial.base)
     context.recalibrate(model)
     couplings = tuple(
         context.context_of(

@@ -48,6 +48,7 @@ def row_of(found: Searched) -> Row:
         "trials": len(found.trials),
         "best": None if best is None else 100 * _value(best, "top1"),
         "best_plan": None if best is None else best.plan.to_json(),
+        "best_base": None if best is None else best.base,
         "feasible_share": len(feasible) / max(1, len(found.trials)),
         "hypervolume": _hypervolume(found, feasible),
         "agent_s": found.agent_s,
@@ -146,7 +147,7 @@ def main() -> None:
                 rows[key] = {**row, **row_of(found)}
                 with book.open("a") as file:
                     file.write(json.dumps(rows[key]) + "\n")
-                shown = {k: v for k, v in rows[key].items() if k != "best_plan"}
+                shown = {k: v for k, v in rows[key].items() if k not in ("best_plan", "best_base")}
                 print(json.dumps(shown), flush=True)
     wanted = [
         row

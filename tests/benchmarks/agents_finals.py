@@ -4,7 +4,9 @@
 
 Reads the winners that `agents_equal_budget` left in `--work`, applies each to the trained network
 and recovers all of them alike: recipe, seed, order of data, dense teacher, BatchNorm recalibration.
-Equal plans are recovered once; finished rows are kept in `WORK/finals.jsonl`.
+Equal plans are recovered once; finished rows are kept in `WORK/finals.jsonl`. A winner that was
+scored on what the agent trained (a PruningNet, ADMM) goes on from there, as in a job, and is
+recovered from the dense network's weights as well.
 
 The recovery is short: the published drops it is set beside were reached with the epochs that are
 stated with them, from checkpoints of other trainings. Only held-out accuracy drops are compared.
@@ -21,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from compression.apply import apply
+from compression.artifact import Digest
 from compression.certificate import certify
 from compression.decisions import PruneChannels
 from compression.plan import Plan
 from search.catalogue import AGENTS
-from tests.benchmarks.agents_world import SETTINGS
+from tests.benchmarks.agents_world import SETTINGS, World
 from tests.benchmarks.cifar_engine import SHAPE, CifarEngine
 from tests.benchmarks.compression_peers import Bench, Logits, recovered
 from tests.benchmarks.peer_rows import OURS, FinishedRows, Row, Verdict, top1_gain
@@ -61,6 +64,7 @@ PUBLISHED: Sequence[Mapping[str, Any]] = (
 """Drops in points of top-1 on CIFAR-10, at the share of the MACs that is left."""
 
 CONTROLS = ("uniform", "random")
+DENSE = ", from dense weights"
 
 
 def winners(book: Path, setting: str, seed: int, budget: int) -> dict[str, Row]:
@@ -117,6 +121,16 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def final_from(bench: Bench, plan: Plan, base: Digest, world: World) -> Row:
+    """Return the figures after recovery of a plan that starts from what a preparation left."""
+
+    def make() -> tuple[Row, Logits]:
+        figures: Row = {"side": OURS, "plan": plan.to_json()}
+        return recovered(bench, world.network(plan, base), figures, 0.0, (), plan.quantize())
+
+    return bench.rows.row("final", f"{plan.digest} from {base}", conditions(bench.options), make)
+
+
 def final(bench: Bench, plan: Plan) -> Row:
     """Return the figures of a plan after recovery, from an earlier run where there was one."""
 
@@ -145,6 +159,13 @@ def bench_of(options: argparse.Namespace) -> Bench:
     options.work.mkdir(parents=True, exist_ok=True)
     engine = CifarEngine.build(folder, options.depth, options.threads)
     return Bench(engine=engine, options=options, rows=FinishedRows(options.work, STEM))
+
+
+def world_of(options: argparse.Namespace) -> World:
+    """Return the job in which the winners were searched."""
+    folder = real_data_folder()
+    assert folder is not None
+    return World(folder, options.work, options.depth, options.setting)
 
 
 def add_recovery(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +204,15 @@ def main() -> None:
     for agent in options.agents:
         if agent in found:
             plan = with_selector(Plan.from_json(found[agent]["best_plan"]), options.selector)
-            rows[agent] = final(bench, plan)
-            print(agent, found[agent]["best"], shown(rows[agent]), flush=True)
+            base = found[agent].get("best_base")
+            if base is not None:
+                # On what the agent trained; other weights rank channels differently.
+                own = Plan.from_json(found[agent]["best_plan"])
+                rows[agent] = final_from(bench, own, base, world_of(options))
+                print(agent, found[agent]["best"], shown(rows[agent]), flush=True)
+            name = agent if base is None else f"{agent}{DENSE}"
+            rows[name] = final(bench, plan)
+            print(name, found[agent]["best"], shown(rows[name]), flush=True)
     if not rows:
         raise SystemExit(f"{book} has no winners of setting {options.setting!r}")
     gain = functools.partial(top1_gain, known=bench.engine.test[1])
@@ -207,7 +235,10 @@ def main() -> None:
             budget=options.budget,
             selector=options.selector,
             **conditions(options),
-            rows={agent: {"proxy": found[agent]["best"], **shown(r)} for agent, r in rows.items()},
+            rows={
+                name: {"proxy": found[name.removesuffix(DENSE)]["best"], **shown(row)}
+                for name, row in rows.items()
+            },
             absent=[agent for agent in options.agents if agent not in rows],
             best=best,
             published=PUBLISHED,

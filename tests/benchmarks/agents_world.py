@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from compression.apply import apply
 from compression.artifact import Digest
 from compression.methods import Methods, resolve_space
 from compression.plan import Plan
@@ -28,6 +31,7 @@ from search.trial import BASELINE_AGENT, Fidelity, Trial
 from tests.benchmarks.cifar_job import cifar_job
 from tests.memory_ledger import Book, MemoryLedger
 from workers import loop
+from workers.bases import start_of
 from workers.context import JobContext
 from workers.edge import guarded
 from workers.evaluate import evaluate
@@ -153,6 +157,20 @@ class World:
         outcome = trials[0].outcome
         assert isinstance(outcome, Measured), outcome
         return outcome.measurement
+
+    def network(self, plan: Plan, base: Digest | None) -> nn.Module:
+        """Return a plan's network, untrained where it starts from the job's model."""
+        trial = Trial(
+            id="trl_network",
+            number=0,
+            plan=plan,
+            fidelity=Fidelity.FULL,
+            base=base,
+            seed=0,
+            agent="bench",
+        )
+        start = start_of(trial, self.context)
+        return apply(start.rest, start.context).model
 
     def carry_out(self, request: Request) -> Trial:
         """Return what came of one request, a preparation or an evaluation."""
