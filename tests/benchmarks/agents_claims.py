@@ -197,13 +197,12 @@ def bests(rows: Sequence[Row]) -> Floats:
 
 
 def shown(found: Floats) -> Row:
-    """Return mean, spread and the single values of several seeds."""
-    deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan
-    error = deviation / math.sqrt(len(found))
+    """Return mean, spread (None of one seed) and the single values of several seeds."""
+    deviation = float(found.std(ddof=1)) if len(found) > 1 else None
     return {
         "mean": round(float(found.mean()), 3),
-        "deviation": round(deviation, 3),
-        "standard_error": round(error, 3),
+        "deviation": None if deviation is None else round(deviation, 3),
+        "standard_error": None if deviation is None else round(deviation / len(found) ** 0.5, 3),
         "seeds": [round(float(value), 2) for value in found],
     }
 
