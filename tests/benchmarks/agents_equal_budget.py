@@ -94,17 +94,22 @@ def _mean(rows: Sequence[Row]) -> Row:
         "seeds": len(rows),
         "best": round(float(np.mean(best)), 3),
         "standard_error": None if error is None else round(error, 3),
+        "on_trained_weights": any(row.get("best_base") is not None for row in rows),
         **means,
     }
 
 
 def verdict(means: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
-    """Say in how many settings `auto` has the best mean, and where a control beats it."""
+    """Say in which settings `auto` has the best mean, and where a control beats it.
+
+    Proxies with weights that an agent trained compare with nobody's.
+    """
     first, below = [], []
     for setting, agents in means.items():
         if "auto" not in agents:
             continue
-        best = max(agents, key=lambda name: agents[name]["best"])
+        alike = [name for name, row in agents.items() if not row["on_trained_weights"]]
+        best = max(alike, key=lambda name: agents[name]["best"])
         first += [setting] if best == "auto" else []
         auto = agents["auto"]
         for control in ("uniform", "random"):
@@ -125,6 +130,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20, choices=(20, 56))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path(".work"))
+    parser.add_argument("--kept", action="store_true", help="search nothing that is missing")
     parser.add_argument("--dry", action="store_true", help="print the table, record nothing")
     options = parser.parse_args()
     folder = real_data_folder()
@@ -135,7 +141,7 @@ def main() -> None:
     book = options.work / f"searches-{options.depth}.jsonl"
     known = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
     rows = {(r["setting"], r["agent"], r["seed"], r["budget"]): r for r in known}
-    for setting in options.settings:
+    for setting in [] if options.kept else options.settings:
         world = World(folder, options.work, options.depth, setting)
         for seed in range(options.seeds):
             for agent in options.agents:
