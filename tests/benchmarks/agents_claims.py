@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from compression.apply import apply
 from compression.artifact import Digest
 from compression.methods import Methods
 from compression.plan import Plan
@@ -296,7 +295,7 @@ def proxies(bench: Bench) -> tuple[bool, Row]:
 def _plain(world: World, plan: Plan) -> float:
     """Return the top-1 of a plan with the dense network's BatchNorm statistics."""
     context = world.context
-    model = apply(plan, context.apply_context).model
+    model = world.network(plan)
     images, labels = context.part(Fidelity.PROXY)
     logits = context.score_module(model, images)
     return accuracy(logits, labels, context.dense_logits(Fidelity.PROXY), "search")[0].value

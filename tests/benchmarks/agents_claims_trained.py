@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,6 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
-from compression.apply import apply
 from compression.counting import count_params
 from compression.methods import Methods
 from compression.plan import Plan
@@ -49,7 +49,6 @@ from search.trial import PREPARED_ROLE, Fidelity, Trial
 from tests.benchmarks.agents_claims import at_most
 from tests.benchmarks.agents_training import (
     TrainingBench,
-    network,
     prepared,
     three,
     uniform_plans,
@@ -116,7 +115,7 @@ def _fresh(
     dense_macs = world.context.survey.summary["macs"]
 
     def make() -> nn.Module:
-        model = apply(plan, world.context.apply_context).model
+        model = world.network(plan)
         generator = torch.Generator().manual_seed(options.seed)
         return scratch(model, Recipe(), "E", dense_macs=dense_macs, macs=macs, generator=generator)[
             0
@@ -169,7 +168,10 @@ def tas(bench: TrainingBench) -> tuple[bool, Row]:
     for name, found in _tas_orders(bench, world).items():
         plan = Plan.from_json(found["plan"])
         row = bench.trained(
-            world, f"plan {plan.digest}", network(world, plan), steps=options.train_steps
+            world,
+            f"plan {plan.digest}",
+            functools.partial(world.network, plan),
+            steps=options.train_steps,
         )
         rows[name] = row
         shown[name] = {
@@ -209,7 +211,7 @@ def distillation(bench: TrainingBench) -> tuple[bool, Row]:
         (name, distils): bench.trained(
             world,
             f"plan {found.digest}",
-            network(world, found),
+            functools.partial(world.network, found),
             steps=options.train_steps,
             distils=distils,
         )
@@ -266,10 +268,10 @@ def admm(bench: TrainingBench) -> tuple[bool, Row]:
     ours = bench.trained(
         world,
         f"plan {trial.plan.digest} of {trial.base}",
-        lambda: world.network(trial.plan, trial.base),
+        functools.partial(world.network, trial.plan, trial.base),
         steps=options.train_steps,
     )
-    name, make = f"plan {uniform.digest}", network(world, uniform)
+    name, make = f"plan {uniform.digest}", functools.partial(world.network, uniform)
     short = bench.trained(world, name, make, steps=options.train_steps)
     long = bench.trained(world, name, make, steps=before + options.train_steps)
     gains = {"equal_steps_in_all": bench.gain(world, ours, long)}

@@ -203,15 +203,13 @@ def main() -> None:
     rows: dict[str, Row] = {}
     for agent in options.agents:
         if agent in found:
-            plan = with_selector(Plan.from_json(found[agent]["best_plan"]), options.selector)
+            plan = Plan.from_json(found[agent]["best_plan"])
             base = found[agent].get("best_base")
             if base is not None:
-                # On what the agent trained; other weights rank channels differently.
-                own = Plan.from_json(found[agent]["best_plan"])
-                rows[agent] = final_from(bench, own, base, world_of(options))
+                rows[agent] = final_from(bench, plan, base, world_of(options))
                 print(agent, found[agent]["best"], shown(rows[agent]), flush=True)
             name = agent if base is None else f"{agent}{DENSE}"
-            rows[name] = final(bench, plan)
+            rows[name] = final(bench, with_selector(plan, options.selector))
             print(name, found[agent]["best"], shown(rows[name]), flush=True)
     if not rows:
         raise SystemExit(f"{book} has no winners of setting {options.setting!r}")

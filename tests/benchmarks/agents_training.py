@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compression.apply import apply
 from compression.counting import count_params
 from compression.decisions import PruneChannels
 from compression.plan import Plan
@@ -102,10 +101,6 @@ class TrainingBench:
         labels = world.context.part(Fidelity.FULL)[1]
         assert labels is not None
         return top1_gain(self.rows.logits(ours), self.rows.logits(theirs), labels)
-
-
-def network(world: World, plan: Plan) -> Callable[[], nn.Module]:
-    return lambda: apply(plan, world.context.apply_context).model
 
 
 def prepared(world: World, order: Prepare) -> Trial:

@@ -158,7 +158,7 @@ class World:
         assert isinstance(outcome, Measured), outcome
         return outcome.measurement
 
-    def network(self, plan: Plan, base: Digest | None) -> nn.Module:
+    def network(self, plan: Plan, base: Digest | None = None) -> nn.Module:
         """Return a plan's network, untrained where it starts from the job's model."""
         trial = Trial(
             id="trl_network",
@@ -290,10 +290,11 @@ class Kept:
         """Return all plans that proxies without base or preparation measured, by key."""
         found = []
         for key, row in sorted(self._rows.items()):
-            plan, outcome = Plan.from_json(row["plan"]), outcome_from_json(row["outcome"])
-            own = key == _own_key(plan, Fidelity.PROXY)
+            _, fidelity, base, prepared = key.split(" ")
+            outcome = outcome_from_json(row["outcome"])
+            own = fidelity == Fidelity.PROXY and not base and not prepared
             if own and isinstance(outcome, Measured):
-                found.append((plan, outcome.measurement))
+                found.append((Plan.from_json(row["plan"]), outcome.measurement))
         return found
 
     def put(self, finished: Finished) -> None:
@@ -315,8 +316,3 @@ class Kept:
 def _key(trial: Trial) -> str:
     prepared = trial.preparation.key if trial.preparation else ""
     return f"{trial.plan.digest} {trial.fidelity} {trial.base or ''} {prepared}"
-
-
-def _own_key(plan: Plan, fidelity: Fidelity) -> str:
-    """Return the key of a plan that starts from the job's own model."""
-    return f"{plan.digest} {fidelity}  "
