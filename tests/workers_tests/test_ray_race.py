@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -148,11 +149,16 @@ def test_a_killed_process_and_a_lost_driver_cost_no_step(tmp_path: Path) -> None
 def test_a_race_outlives_its_ray(tmp_path: Path) -> None:
     book = Book()
     seen: list[Digest] = []
+    pids: list[int] = []
 
     def murderous(kind: str, what: Any) -> None:
+        if kind == "event" and "pid" in what:
+            pids.append(what["pid"])
         if kind == "keep":
             seen.append(what[1])
             if len(seen) == 2:
+                # Else it may be through before it misses its raylet.
+                os.kill(pids[0], signal.SIGSTOP)
                 os.kill(executor.cluster.processes()["raylet"].pid, signal.SIGKILL)
 
     executor = executor_of(RACED, tmp_path)
@@ -163,6 +169,8 @@ def test_a_race_outlives_its_ray(tmp_path: Path) -> None:
         (ended,) = race.run(trials, all_rivals(trials), ledger)
     finally:
         executor.close()
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            os.kill(pids[0], signal.SIGKILL)
     assert isinstance(ended.outcome, Measured)
     attempts = book.attempts[ended.id]
     assert [a.state for a in attempts] == [AttemptState.LOST, AttemptState.SUCCEEDED]
