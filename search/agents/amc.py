@@ -23,9 +23,9 @@ Deviations:
       the budget, so random episodes leave the last ones at their floors, and little is learned.
     * Failed trials teach nothing; plans that cannot be evaluated earn the worst reward.
     * Selector and precision of the whole model are one choice for an episode. The first episodes
-      try each with the same widths, later ones take the best; with `bits`, precisions (also those
-      of layers) are actions instead. Other choices (blocks, ranks, zeros, codebooks) stay
-      untouched.
+      try each with the same widths (first with all that the bounds allow, since a precision alone
+      may hold them), later ones take the best; with `bits`, precisions (also those of layers) are
+      actions instead. Other choices (blocks, ranks, zeros, codebooks) stay untouched.
     * HAQ lowers bits in turn until a table says that the budget is kept. Here sizes and times are
       predicted, from the cost table and the readings so far.
     * Trials are learned from in the order of their proposal; weights are not stored but trained
@@ -217,12 +217,14 @@ class Amc:
         setting = self._best_setting() if compared is None else compared
         policy = self._policy() if asked >= self._warmup else None
         noise = sigma(self._options.noise, self._options.noise_decay, asked, self._warmup)
+        whole = compared is not None and asked < len(self._settings)
         drawn: dict[Point, None] = {}
         for attempt in range(REDRAWS if self._walk.steps else 1):
             draws = rng
             if compared is not None and attempt == 0:
                 draws = generator(self._problem, asked // len(self._settings), COMPARE)
-            point, raw = self._episode(setting, policy, noise * WIDER**attempt, draws)
+            action = 1.0 if whole and attempt == 0 else None
+            point, raw = self._episode(setting, policy, noise * WIDER**attempt, draws, action)
             if history.is_new(point) and self._admissible(point):
                 if self._options.store == "raw":
                     self._raw[point] = raw
@@ -240,6 +242,7 @@ class Amc:
         policy: Ddpg | None,
         noise: float,
         rng: np.random.Generator,
+        action: float | None = None,
     ) -> tuple[Point, Floats]:
         """Walk once and return the plan's point and the actions before the clamp.
 
@@ -248,13 +251,16 @@ class Amc:
             policy: Who acts; None in the warm-up.
             noise: Standard deviation around the policy's action.
             rng: One draw per step.
+            action: Of every step; None leaves them to the policy and to chance.
         """
         walk = self._walk
         point = walk.start(setting)
         raw = np.empty(len(walk.steps))
         centre = self._centre() if policy is None and self._options.warmup == "centred" else None
         for t, step in enumerate(walk.steps):
-            if policy is not None:
+            if action is not None:
+                raw[t] = action
+            elif policy is not None:
                 raw[t] = truncated_normal(policy.act(walk.state(point, t)), noise, rng)
             elif centre is not None and step.kind == "keep":
                 raw[t] = truncated_normal(centre, CENTRED_SIGMA, rng)

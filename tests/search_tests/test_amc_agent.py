@@ -92,6 +92,9 @@ def test_settings_of_the_model_are_compared_with_the_same_widths_first() -> None
         assert one.quantize() is None
         assert other.quantize() is not None
         assert one.prune_channels() == other.prune_channels()
+    # A precision alone may hold the bounds.
+    assert not plans[1].prune_channels()
+    assert plans[3].prune_channels()
     # INT8 halves the latency for 0.02 of damage.
     assert agent._best_setting() == (1,)
     assert all(request.plan.quantize() is not None for request in agent.ask(6))
