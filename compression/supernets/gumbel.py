@@ -19,16 +19,25 @@ from torch import Tensor
 
 from compression.errors import CompressionError
 
-Cooling = Literal["linear", "cosine"]
-COOLINGS: dict[Cooling, tuple[float, float]] = {"linear": (10.0, 0.1), "cosine": (5.0, 0.1)}
-"""First and last temperature: as the paper says (`linear`), as its code does (`cosine`)."""
+Cooling = Literal["brief", "linear", "cosine"]
+COOLINGS: dict[Cooling, tuple[float, float]] = {
+    "brief": (1.0, 0.1),
+    "linear": (10.0, 0.1),
+    "cosine": (5.0, 0.1),
+}
+"""First and last temperature: as the paper says (`linear`), as its code does (`cosine`).
+
+Above 1 a sample is close to the mean of all choices. Over tens of thousands of steps enough of
+them follow at less; in some hundred steps weights get used to the mean, which tells little of any
+single choice. `brief` is for those, and falls along a line, too.
+"""
 
 
 def temperature(cooling: Cooling, step: int, total: int) -> float:
     """Return the temperature of a step, from 0 to `total - 1`; both ends are met exactly."""
     start, end = COOLINGS[cooling]
     place = step / max(1, total - 1)
-    share = 1 - place if cooling == "linear" else (1 + math.cos(math.pi * place)) / 2
+    share = (1 + math.cos(math.pi * place)) / 2 if cooling == "cosine" else 1 - place
     return end + (start - end) * share
 
 
@@ -86,13 +95,3 @@ def gap(logits: Tensor) -> float:
         return 1.0
     best = torch.softmax(logits.detach(), 0).topk(2).values
     return float(best[0] - best[1])
-
-
-def check_cooling(cooling: str) -> None:
-    """Refuse a schedule that is unknown.
-
-    Raises:
-        CompressionError: It is not one of `COOLINGS`.
-    """
-    if cooling not in COOLINGS:
-        raise CompressionError(f"Cooling is {cooling!r}; choose from {', '.join(COOLINGS)}")

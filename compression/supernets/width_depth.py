@@ -12,6 +12,8 @@ Deviations:
     * The search starts from the user's trained weights and distils from the same network in its
       steps on the weights; the paper trains from scratch for 600 epochs.
     * Without labels both losses are the distillation's.
+    * Temperatures start at 1, and the logits wait for a quarter of the steps (`SearchRecipe`); in
+      the paper they start at 10 and nothing waits. Its schedules are options.
     * The gradient of the weights is clipped, as in every training here.
     * See `width_depth_choices`, `width_depth_cost` and `width_depth_network` for theirs.
 """
@@ -84,7 +86,7 @@ class Row:
     Attributes:
         step: From 1.
         loss: Of the step on the weights, the mean since the row before.
-        choice_loss: Of the step on the logits without the cost, likewise.
+        choice_loss: Of the step on the logits without the cost, likewise; 0 while they wait.
         expected_macs: Of the probabilities.
         macs: Of the most probable choices, exact.
         discrepancy: Mean probability of the first choice minus the second's.
@@ -228,7 +230,8 @@ class _Search:
         moving, total = self.moving, self._recipe.steps
         tau = temperature(self._recipe.cooling, moving.step, total)
         loss = self._weight_step(tau)
-        choice_loss = self._choice_step(tau)
+        waits = moving.step < int(self._recipe.warm_up * total)
+        choice_loss = 0.0 if waits else self._choice_step(tau)
         moving.step += 1
         moving.recent.append((loss, choice_loss))
         if moving.step % PROGRESS_STEPS and moving.step != total:

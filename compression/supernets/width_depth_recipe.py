@@ -21,7 +21,9 @@ class SearchRecipe:
         cost_weight: lambda, factor of the cost loss, at least 0.
         tolerance: `both` (the paper) or `below` (its code): `width_depth_cost.cost_loss`.
         tolerated: t, share of the target (of the whole network with `below`), in [0, 1).
-        cooling: Of the temperature: `linear` (the paper) or `cosine` (its code).
+        cooling: Of the temperature: `brief`, `linear` (the paper) or `cosine` (its code).
+        warm_up: Share of the steps, the first ones, in which only weights move, in [0, 1). The
+            paper has none: weights that never met a width or a depth tell little of it.
         learning_rate: Of SGD on the weights, falling to zero along a cosine. Weights are trained
             already, so that a fifth of the paper's does.
         weight_decay: Of convolutions and linear layers.
@@ -42,7 +44,8 @@ class SearchRecipe:
     cost_weight: float = 2.0
     tolerance: Tolerance = "both"
     tolerated: float = 0.05
-    cooling: Cooling = "linear"
+    cooling: Cooling = "brief"
+    warm_up: float = 0.25
     learning_rate: float = 0.02
     weight_decay: float = 5e-4
     momentum: float = 0.9
@@ -62,6 +65,7 @@ class SearchRecipe:
             "tolerance": (self.tolerance in TOLERANCES, f"one of {TOLERANCES}"),
             "tolerated": (0 <= self.tolerated < 1, "in [0, 1)"),
             "cooling": (self.cooling in COOLINGS, f"one of {tuple(COOLINGS)}"),
+            "warm_up": (0 <= self.warm_up < 1, "in [0, 1)"),
             "learning_rate": (self.learning_rate > 0, "greater than 0"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "momentum": (0 < self.momentum < 1, "in (0, 1)"),

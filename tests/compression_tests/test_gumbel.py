@@ -71,6 +71,9 @@ def test_temperatures_meet_both_ends() -> None:
     assert temperature("cosine", 5, 11) == pytest.approx(2.55)
     assert temperature("cosine", 10, 11) == pytest.approx(0.1)
     assert temperature("linear", 0, 1) == 10.0
+    assert temperature("brief", 0, 11) == 1.0
+    assert temperature("brief", 5, 11) == pytest.approx(0.55)
+    assert temperature("brief", 10, 11) == pytest.approx(0.1)
 
 
 def test_a_relaxed_choice_by_hand() -> None:

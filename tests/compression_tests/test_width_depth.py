@@ -331,13 +331,27 @@ def test_the_cost_loss_leads_to_the_target() -> None:
         assert sum(p for _, p in pairs) == pytest.approx(1.0)
 
 
+def test_choices_wait_while_weights_get_used_to_them() -> None:
+    states: list[TrainingState] = []
+    run(
+        recipe(steps=4, warm_up=0.5),
+        checkpoints=Checkpoints(every_steps=1, keep=states.append),
+    )
+    logits = [torch.cat(list(state.part("logits").values())) for state in states]
+    weights = [next(iter(state.part("model").values())) for state in states]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[1], logits[2])
+    assert not torch.equal(weights[0], weights[1])
+
+
 def test_it_learns_without_labels() -> None:
     found, _ = run(recipe(steps=1), labelled=False)
     assert found.log[-1].loss > 0
 
 
 @pytest.mark.parametrize("changes", [{"macs": 0}, {"steps": 0}, {"tolerance": "x"},
-                                     {"cooling": "x"}, {"alignment": "x"}])  # fmt: skip
+                                     {"cooling": "x"}, {"alignment": "x"},
+                                     {"warm_up": 1.0}])  # fmt: skip
 def test_a_recipe_out_of_range_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(CompressionError, match=next(iter(changes))):
         recipe(**changes)
