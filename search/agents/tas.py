@@ -16,9 +16,10 @@ Deviations:
     * A measured bound (time, size) is translated into a target by bisection over up to `orders`
       trainings: first its share of the baseline, then up or down as the found plan holds it. A
       bound on params is the MACs of the uniform network that keeps it.
-    * With bounds that arithmetic decides and one objective, later trainings have the same target
-      and the schedule of the paper's code (temperature along a cosine, no upper slack) instead of
-      the paper's, then half its weight of the cost; with several objectives, smaller targets.
+    * With bounds that arithmetic decides and one objective, later trainings have the same target:
+      widths alone, since a short search drops blocks that its plan misses, and without slack above
+      the target, as in the paper's code; then both again with half the paper's weight of the cost.
+      With several objectives they have smaller targets.
     * Decisions that have no gradient (precision, sparsity, codebooks) are tried one by one on
       every found plan, and belong to the surroundings afterwards.
     * The paper ends with one network. Here the rest of the budget goes to neighbours of the best.
@@ -63,7 +64,7 @@ ROOM = 1.05
 
 VARIATIONS: tuple[Mapping[str, Any], ...] = (
     {},
-    {"cooling": "cosine", "tolerance": "below"},
+    {"tolerance": "below", "depth": False},
     {"cost_weight": 1.0},
 )
 """What differs between trainings of one target."""
@@ -182,12 +183,15 @@ class Tas:
             return None
         # Only a target that was tried before needs another way of getting there.
         before = sum(1 for order in self._orders if order.options["macs"] == target)
+        varied = dict(VARIATIONS[before % len(VARIATIONS)])
+        if not self._targets.searchable(width=self._options.width, depth=False):
+            varied.pop("depth", None)
         options: dict[str, Any] = {
             "steps": self._options.steps,
             "macs": target,
             "width": self._options.width,
             "depth": self._options.depth,
-            **VARIATIONS[before % len(VARIATIONS)],
+            **varied,
         }
         if self._options.batch_size is not None:
             options["batch_size"] = self._options.batch_size

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from compression.decisions import PruneChannels
+from compression.methods import Methods, resolve_space
 from compression.plan import Plan
 from search.agent import Prepare
 from search.agents.tas import Options, Tas, nearest
 from search.errors import ProblemInvalid
-from search.measurement import Measured
+from search.measurement import Measured, Measurement, Reading
 from search.objective import Constraint
 from search.problem import Problem
 from search.trial import Fidelity
+from tests.builders import surveyed_resnet
 from tests.contracts.agent import AgentContract
 from tests.synthetic import LATENCY, TOP1, Loop, Net, best_feasible, latency_at_most, macs_at_most
 
@@ -91,14 +93,29 @@ def test_a_measured_bound_moves_the_target_by_bisection() -> None:
     assert len(set(targets)) == len(targets)
 
 
-def test_one_objective_under_an_exact_bound_varies_the_schedule_not_the_target() -> None:
+def test_one_objective_under_an_exact_bound_varies_the_cost_not_the_target() -> None:
     loop = Loop(NET, agent(NET.problem([macs_at_most(0.5)]), orders=3))
     loop.run(12)
     first, second, third = orders(loop)
     assert first["macs"] == second["macs"] == third["macs"]
-    assert "cooling" not in first
-    assert (second["cooling"], second["tolerance"]) == ("cosine", "below")
+    assert (first["depth"], second["depth"], third["depth"]) == (True, False, True)
+    assert "tolerance" not in first
+    assert second["tolerance"] == "below"
     assert third["cost_weight"] == 1.0
+
+
+def test_where_there_are_blocks_alone_every_training_searches_depths() -> None:
+    _, survey = surveyed_resnet(20)
+    space = resolve_space(survey.sites, Methods(allow=("drop_block",)), survey.costs)
+    problem = dataclasses.replace(
+        NET.problem([macs_at_most(0.8)]),
+        space=space,
+        costs=survey.costs,
+        baseline=Measurement((Reading.exact("macs", survey.costs.cost(Plan()).macs),)),
+    )
+    loop = Loop(NET, agent(problem, orders=2), fail=1.0)
+    loop.run(3)
+    assert [order["depth"] for order in orders(loop)] == [True, True]
 
 
 def test_several_objectives_ask_for_several_sizes() -> None:
