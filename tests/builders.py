@@ -236,8 +236,10 @@ class MeanPooledResNet(CifarResNet):
 
 @functools.cache
 def surveyed_resnet(depth: int) -> tuple[CifarResNet, Survey]:
-    """Return a CIFAR ResNet with random weights and its survey, for inputs of `3 x 32 x 32`."""
-    model = cifar_resnet(depth)
+    """Return a CIFAR ResNet, always with the same weights, and its survey at `3 x 32 x 32`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cifar_resnet(depth)
     return model.eval(), survey(model, (3, 32, 32))
 
 

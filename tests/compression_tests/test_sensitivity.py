@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -9,22 +10,29 @@ from compression.apply import ApplyContext
 from compression.backend import FLOAT32
 from compression.decisions import Decision, DropBlock, PruneChannels
 from compression.plan import Plan
+from compression.recover.batchnorm import recalibrate
 from compression.sensitivity import DamageMeter, Effect, drop_order, profile
 from tests.builders import surveyed_resnet
 
 CIFAR = (3, 32, 32)
 
 
+def inputs() -> list[torch.Tensor]:
+    return [torch.randn(16, *CIFAR, generator=torch.Generator().manual_seed(0))]
+
+
 @pytest.fixture(scope="module")
 def context() -> ApplyContext:
     model, result = surveyed_resnet(20)
+    # Damage is counted after recalibration: statistics must be the inputs' own before it, too.
+    model = copy.deepcopy(model)
+    recalibrate(model, inputs(), FLOAT32)
     return ApplyContext.build(model, result, CIFAR)
 
 
 @pytest.fixture(scope="module")
 def meter(context: ApplyContext) -> DamageMeter:
-    inputs = [torch.randn(16, *CIFAR, generator=torch.Generator().manual_seed(0))]
-    return DamageMeter(context, inputs, FLOAT32)
+    return DamageMeter(context, inputs(), FLOAT32)
 
 
 def test_every_option_is_measured_alone(context: ApplyContext, meter: DamageMeter) -> None:
