@@ -5,7 +5,7 @@
 * `pruning_net` (MetaPruning, ICCV 2019): the weights that a PruningNet generates rank networks as
   short trainings from scratch do: Kendall's tau above 0.3.
 * `tas` (TAS, NeurIPS 2019): what the search decides costs what it was told to, and width and depth
-  together are no worse than either alone, after the same short training.
+  together are no worse than either alone, after the same short training (`agents_claims_tas`).
 * `distillation` (TAS): the same short trainings with and without the dense teacher, of TAS's plan
   and of the uniform one: what is the architecture's, and what the teacher's.
 * `admm` (AutoCompress, AAAI 2020): at a fifth of the parameters, annealing and ADMM beat one-shot
@@ -21,12 +21,10 @@ images, held-out data take no part. What is finished is kept in `--work`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +34,7 @@ from torch import nn
 from compression.counting import count_params
 from compression.methods import Methods
 from compression.plan import Plan
-from compression.recover.purification import purify
+from compression.recover.purification import purify, strengths
 from compression.recover.scratch import scratch
 from compression.recover.training import Recipe
 from compression.survey import survey
@@ -47,26 +45,22 @@ from search.repair import as_point
 from search.sampling import draw
 from search.trial import PREPARED_ROLE, Fidelity, Trial
 from tests.benchmarks.agents_claims import at_most
+from tests.benchmarks.agents_claims_tas import distillation, tas
 from tests.benchmarks.agents_training import (
     TrainingBench,
     prepared,
     three,
     uniform_plans,
 )
-from tests.benchmarks.agents_world import THIN, Setting, World
+from tests.benchmarks.agents_world import Setting, World
 from tests.benchmarks.peer_rows import FinishedRows, Row, top1_gain
 from tests.benchmarks.record import record
 from tests.conftest import real_data_folder
 from workers.meters.accuracy import accuracy
 
-TAS_MACS = 0.55
-"""Share of the MACs that TAS left of ResNet-20."""
-TOLERATED = 0.05
-"""Of the dense network's MACs: the lower slack of the paper's code."""
 LEAST_PARAMS = 0.2
 SCRATCH_RATE = 0.1
 FINE = Methods(allow=("prune_channels",), channel_multiple=1, selectors=("l2",))
-DEEP = dataclasses.replace(THIN, allow=("prune_channels", "drop_block"))
 
 
 def pruning_net(bench: TrainingBench) -> tuple[bool, Row]:
@@ -128,108 +122,6 @@ def _tau(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """Return Kendall's tau-b and its p-value."""
     found = kendalltau(one, other)
     return round(float(found.statistic), 3), round(float(found.pvalue), 4)
-
-
-def _tas_orders(bench: TrainingBench, world: World) -> dict[str, Mapping[str, Any]]:
-    """Return what searches of width and depth, width, and depth found."""
-    target = int(TAS_MACS * world.context.survey.summary["macs"])
-    found: dict[str, Mapping[str, Any]] = {}
-    for name, width, depth in (
-        ("width and depth", True, True),
-        ("width", True, False),
-        ("depth", False, True),
-    ):
-        options = {
-            "steps": bench.options.tas_steps,
-            "macs": target,
-            "width": width,
-            "depth": depth,
-            "batch_size": 64,
-            # The paper's text allows 5 % above the target as well; its code does not.
-            "tolerance": "below",
-        }
-        outcome = prepared(world, Prepare(kind="tas", options=options)).outcome
-        assert isinstance(outcome, Measured)
-        found[name] = outcome.found
-    return found
-
-
-def _tas_world(bench: TrainingBench) -> World:
-    bound = Constraint(metric="macs", at_most=TAS_MACS, relative_to="baseline")
-    return bench.world("tas-trained", Setting((bound,), DEEP))
-
-
-def tas(bench: TrainingBench) -> tuple[bool, Row]:
-    """Whether the decided network keeps the target, and what depth adds to width."""
-    options, world = bench.options, _tas_world(bench)
-    dense = world.context.survey.summary["macs"]
-    rows: dict[str, Row] = {}
-    shown: dict[str, Row] = {}
-    for name, found in _tas_orders(bench, world).items():
-        plan = Plan.from_json(found["plan"])
-        row = bench.trained(
-            world,
-            f"plan {plan.digest}",
-            functools.partial(world.network, plan),
-            steps=options.train_steps,
-        )
-        rows[name] = row
-        shown[name] = {
-            "decided": round(found["macs_decided"] / dense, 4),
-            "expected": round(found["expected_macs"] / dense, 4),
-            "repaired": round(found["macs"] / dense, 4),
-            "dropped": sorted(plan.dropped()),
-            "top1": row["top1"],
-        }
-    both = rows["width and depth"]
-    gains = {name: bench.gain(world, both, row) for name, row in rows.items() if row is not both}
-    decided = shown["width and depth"]["decided"]
-    hit = TAS_MACS - TOLERATED <= decided <= TAS_MACS
-    figures = {
-        "target": TAS_MACS,
-        "hit": hit,
-        "steps": [options.tas_steps, options.train_steps],
-        "searches": shown,
-        "gain_over": {name: three(gain) for name, gain in gains.items()},
-    }
-    return hit and all(gain.high >= 0 for gain in gains.values()), figures
-
-
-def distillation(bench: TrainingBench) -> tuple[bool, Row]:
-    """Four cells: TAS's plan and the uniform one, with and without the dense teacher."""
-    options, world = bench.options, _tas_world(bench)
-    plan = Plan.from_json(_tas_orders(bench, world)["width and depth"]["plan"])
-    costs = world.context.survey.costs
-    macs = TAS_MACS * world.context.survey.summary["macs"]
-    plans = {
-        "tas": plan,
-        "uniform": next(
-            uniform for uniform in uniform_plans(world, "l2") if costs.cost(uniform).macs <= macs
-        ),
-    }
-    cells = {
-        (name, distils): bench.trained(
-            world,
-            f"plan {found.digest}",
-            functools.partial(world.network, found),
-            steps=options.train_steps,
-            distils=distils,
-        )
-        for name, found in plans.items()
-        for distils in (True, False)
-    }
-    teacher = {name: bench.gain(world, cells[name, True], cells[name, False]) for name in plans}
-    shape = {d: bench.gain(world, cells["tas", d], cells["uniform", d]) for d in (True, False)}
-    figures = {
-        "steps": options.train_steps,
-        "macs": {name: costs.cost(found).macs for name, found in plans.items()},
-        "top1": {f"{n}, {'taught' if d else 'labels'}": r["top1"] for (n, d), r in cells.items()},
-        "gain_of_teacher": {name: three(gain) for name, gain in teacher.items()},
-        "gain_of_plan": {
-            "taught" if distils else "labels": three(gain) for distils, gain in shape.items()
-        },
-    }
-    return all(gain.low > 0 for gain in teacher.values()), figures
 
 
 def _autocompressed(bench: TrainingBench, world: World) -> Trial:
@@ -321,6 +213,7 @@ def purification(bench: TrainingBench) -> tuple[bool, Row]:
     figures = {
         "removed_channels": found.removed,
         "threshold": found.threshold,
+        "weakest": round(min(float(s.min()) for s in strengths(model, couplings).values()), 3),
         "params": [count_params(model), count_params(found.model)],
         "training_points": [round(found.before, 3), round(found.after, 3)],
         "search_validation_gain": three(gain),
@@ -344,14 +237,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-files", type=int, default=2, help="fifths of the training images")
     parser.add_argument("--nets", type=int, default=15)
-    parser.add_argument("--net-steps", type=int, default=250, help="of the PruningNet")
-    parser.add_argument("--scratch-steps", type=int, default=80)
-    parser.add_argument("--tas-steps", type=int, default=150, help="pairs of steps")
-    parser.add_argument("--train-steps", type=int, default=150, help="of every plan")
+    parser.add_argument("--net-steps", type=int, default=600, help="of the PruningNet")
+    parser.add_argument("--scratch-steps", type=int, default=500)
+    parser.add_argument("--tas-steps", type=int, default=400, help="pairs of steps")
+    parser.add_argument("--train-steps", type=int, default=300, help="of every plan")
     parser.add_argument("--budget", type=int, default=30, help="of AutoCompress")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--admm-steps", type=int, default=40, help="at each of three penalties")
-    parser.add_argument("--retrain-steps", type=int, default=80)
+    parser.add_argument("--admm-steps", type=int, default=150, help="at each of three penalties")
+    parser.add_argument("--retrain-steps", type=int, default=300)
     parser.add_argument("--work", type=Path, default=Path(".work"))
     parser.add_argument("--dry", action="store_true", help="print the figures, record nothing")
     options = parser.parse_args(arguments)
