@@ -40,16 +40,26 @@ def generation_size(problem: Problem) -> int:
     return min(32, max(8, (problem.budget_trials or 60) // 5))
 
 
-def distributions(space: PlanSpace) -> dict[str, BaseDistribution]:
-    """Return one Optuna distribution per knob, over choice indices, in knob order."""
-    from optuna.distributions import CategoricalDistribution, IntDistribution
+def distributions(space: PlanSpace, *, relaxed: bool = False) -> dict[str, BaseDistribution]:
+    """Return one Optuna distribution per knob, over choice indices, in knob order.
 
-    return {
-        knob.name: IntDistribution(0, len(knob.choices) - 1)
-        if knob.ordered
-        else CategoricalDistribution(tuple(range(len(knob.choices))))
-        for knob in space.knobs
-    }
+    Args:
+        space: Of the plans.
+        relaxed: Whether ordered knobs and those of two choices are real numbers, to be rounded:
+            for samplers that follow gradients, and would try the choices of integers one by one.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for knob in space.knobs:
+        top = len(knob.choices) - 1
+        if relaxed and (knob.ordered or top == 1):
+            found[knob.name] = FloatDistribution(0.0, float(top))
+        elif knob.ordered:
+            found[knob.name] = IntDistribution(0, top)
+        else:
+            found[knob.name] = CategoricalDistribution(tuple(range(top + 1)))
+    return found
 
 
 def parameters(space: PlanSpace, point: Point) -> dict[str, int]:
@@ -66,29 +76,30 @@ def frozen(
     """Return a told trial as Optuna keeps it; None where it says nothing of the plan.
 
     Measured trials are complete, with one value to minimise per objective and one constraint per
-    constraint (`<= 0` is feasible, Optuna's convention and ours). A plan that cannot be evaluated
-    is a pruned trial that violates everything. Failed and cancelled trials are left out.
+    constraint (`<= 0` is feasible, Optuna's convention and ours), `evaluable` where the problem
+    has none. A plan that cannot be evaluated is a pruned trial that violates everything. Failed
+    and cancelled trials are left out.
     """
     from optuna.trial import TrialState, create_trial
 
     point = parameters(problem.space, told.point)
-    names = [f"{number}:{c.key}" for number, c in enumerate(problem.constraints)]
+    names = [f"{number}:{c.key}" for number, c in enumerate(problem.constraints)] or ["evaluable"]
     if told.measurement is not None:
-        violations = problem.violations(told.measurement)
+        violations = problem.violations(told.measurement) or (0.0,)
         return create_trial(
             state=TrialState.COMPLETE,
             values=list(problem.losses(told.measurement)),
             params=point,
             distributions=space,
             system_attrs=dict(attributes),
-            constraints={**dict(zip(names, violations, strict=True)), "evaluable": 0.0},
+            constraints=dict(zip(names, violations, strict=True)),
         )
     if told.impossible:
         return create_trial(
             state=TrialState.PRUNED,
             params=point,
             distributions=space,
-            constraints={**dict.fromkeys(names, REFUSED), "evaluable": REFUSED},
+            constraints=dict.fromkeys(names, REFUSED),
         )
     return None
 
@@ -99,6 +110,7 @@ def build(
     sampler: BaseSampler,
     *,
     generation_size: int | None = None,
+    relaxed: bool = False,
 ) -> Study:
     """Return an in-memory study that knows every told trial and runs every pending point.
 
@@ -108,6 +120,7 @@ def build(
         sampler: Seeded for this request.
         generation_size: For genetic samplers: measured trials are put into generations of this
             many, in the order of proposal.
+        relaxed: See `distributions`.
     """
     import optuna
     from optuna.samplers import NSGAIISampler
@@ -116,7 +129,7 @@ def build(
     # Else each rebuilt study announces itself; only Optuna's own chatter is concerned.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * len(problem.objectives), sampler=sampler)
-    space = distributions(problem.space)
+    space = distributions(problem.space, relaxed=relaxed)
     complete = 0
     for told in history.told:
         attributes: dict[str, Any] = {}
@@ -138,7 +151,7 @@ def build(
 
 
 def suggest(
-    study: Study, repair: Repair, history: History, tries: int = TRIES
+    study: Study, repair: Repair, history: History, tries: int = TRIES, *, relaxed: bool = False
 ) -> tuple[Point | None, list[Point]]:
     """Return a new point from the study's sampler, shrunk to the arithmetic bounds.
 
@@ -147,16 +160,17 @@ def suggest(
         repair: Of the problem.
         history: What is known.
         tries: Most suggestions that are drawn.
+        relaxed: See `distributions`; as the study was built.
 
     Returns:
         The first new suggestion that keeps the bounds, or None, and all that were drawn.
     """
     space = repair.space
-    fixed = distributions(space)
+    fixed = distributions(space, relaxed=relaxed)
     drawn: list[Point] = []
     for _ in range(tries):
         trial = study.ask(fixed)
-        raw = [int(trial.params[name]) for name in fixed]
+        raw = [round(trial.params[name]) for name in fixed]
         study.tell(trial, state=_fail())
         row = repair.shrink(as_points([raw], len(fixed)))
         point = canonical(space, as_point(row[0]))
@@ -186,6 +200,7 @@ class SamplerAgent(PointAgent):
         startup_trials: int,
         generation_size: int | None = None,
         tries: int = TRIES,
+        relaxed: bool = False,
     ) -> None:
         """Lay out the design.
 
@@ -195,11 +210,13 @@ class SamplerAgent(PointAgent):
             generation_size: For genetic samplers, see `build`; the sampler then waits for one
                 full generation of measured trials.
             tries: Suggestions drawn before neighbours of the last one are taken instead.
+            relaxed: See `distributions`.
         """
         super().__init__(problem)
         self._startup_trials = startup_trials
         self._generation_size = generation_size
         self._tries = tries
+        self._relaxed = relaxed
         self._design = design(self._repair, problem.seed, startup_trials)
 
     @abstractmethod
@@ -221,6 +238,12 @@ class SamplerAgent(PointAgent):
             # Optuna calls some samplers experimental in every process; which ones we know.
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler = self._sampler(int(rng.integers(2**31)))
-        study = build(self._problem, history, sampler, generation_size=self._generation_size)
-        found, drawn = suggest(study, self._repair, history, self._tries)
+        study = build(
+            self._problem,
+            history,
+            sampler,
+            generation_size=self._generation_size,
+            relaxed=self._relaxed,
+        )
+        found, drawn = suggest(study, self._repair, history, self._tries, relaxed=self._relaxed)
         return found or new_point(self._repair, history, rng, near=drawn)

@@ -11,6 +11,10 @@ Deviations:
     * Suggestions that break a bound on macs, flops or params are shrunk to it before they are
       asked for, and enter the history as applied.
     * No plan is asked for twice: repeated suggestions are drawn once more, then moved by one step.
+    * Ordered knobs and switches are real numbers to the processes, rounded when asked for:
+      gradients climb the acquisition, where Optuna would try the choices of integers one by one.
+    * The acquisition is looked up at, and climbed from, fewer points than Optuna's 2,048 and 10.
+      Together that asks in a tenth of the time.
     * Nothing is warped and no cost enters the processes: this is the stock optimiser, beside which
       `cbo` has to show what its additions are worth.
 """
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
 
 REDRAWS = 2
 """Suggestions drawn per request; each fits the processes anew."""
+
+LOOKED_UP, CLIMBED, TOLERANCE = 512, 4, 0.01
+"""Points at which the acquisition is looked up, of which so many are climbed from, and how flat it
+may be at the end (Optuna: 0.0001)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +64,23 @@ class Gp(SamplerAgent):
     options_type = Options
 
     def __init__(self, problem: Problem, options: Options) -> None:
-        super().__init__(problem, startup_trials=options.startup_trials, tries=REDRAWS)
+        super().__init__(
+            problem, startup_trials=options.startup_trials, tries=REDRAWS, relaxed=True
+        )
         self._options = options
 
     def _suggest(self) -> Point | None:
-
         with one_thread():
             return super()._suggest()
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import GPSampler
 
-        return GPSampler(
+        sampler = GPSampler(
             n_startup_trials=0, deterministic_objective=self._options.deterministic, seed=seed
         )
+        # It has no options for these.
+        sampler._n_preliminary_samples = LOOKED_UP
+        sampler._n_local_search = CLIMBED
+        sampler._tol = TOLERANCE
+        return sampler
