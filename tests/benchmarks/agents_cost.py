@@ -2,7 +2,7 @@
 
 Processor time of one `ask` on one core, after a told trial, so that surrogates are fitted anew; the
 wall clock beside it says how busy the machine was. Target: at most 1 s for 55 sites and 200
-observations. The share is of a trial of one second.
+observations with every form of `cbo`; the other agents stand beside it. The share is of a trial of one second.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ AGENTS: Mapping[str, tuple[str, Mapping[str, Any], tuple[Objective, ...]]] = {
     "cbo, three numbers": ("cbo", {"parametrisation": "three"}, (TOP1,)),
     "cbo, two objectives": ("cbo", {"front": "nehvi", "trust_region": "off"}, (TOP1, LATENCY)),
     "tpe": ("tpe", {}, (TOP1,)),
+    "gp": ("gp", {}, (TOP1,)),
     "nsga2": ("nsga2", {}, (TOP1,)),
     "random": ("random", {}, (TOP1,)),
 }
@@ -48,10 +49,8 @@ def cost(name: str, sites: int, trials: list[Trial], asks: int) -> dict[str, Any
     agent_name, options, objectives = AGENTS[name]
     net = Net(d=sites, noise=0.02)
     known = len(trials) - asks
-    # All trials belong to the design, by the count of what was asked: the agent asked for none.
-    given = {**options, "startup_trials": 2} if agent_name == "cbo" else dict(options)
     problem = net.problem(BOUNDS, objectives, budget=len(trials), seed=SEED)
-    agent = create(agent_name, problem, given)
+    agent = create(agent_name, problem, options)
     agent.tell(trials[:known])
     agent.ask(3)
     cpu_s, wall_s = [], []
@@ -85,7 +84,7 @@ def main() -> None:
                 rows.append(cost(name, sites, trials, asks))
                 print(rows[-1], flush=True)
     hardest = [r for r in rows if r["sites"] == max(SITES) and r["observations"] == 200]
-    slowest = max(row["cpu_s"] for row in hardest)
+    slowest = max(row["cpu_s"] for row in hardest if AGENTS[row["agent"]][0] == "cbo")
     record(
         "agents_cost",
         passed=slowest <= TARGET_S,

@@ -24,8 +24,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2)}
 
 
-def record(benchmark: str, *, passed: bool, seed: int, **figures: Any) -> None:
-    """Append the figures to `results/BENCHMARK.jsonl` and print them as the last line."""
+def record(benchmark: str, *, passed: bool | None, seed: int, **figures: Any) -> None:
+    """Append the figures to `results/BENCHMARK.jsonl` and print them as the last line.
+
+    `passed` is None for a part of a benchmark, which decides nothing by itself.
+    """
     line = json.dumps(
         {
             "benchmark": benchmark,
