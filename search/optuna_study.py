@@ -126,8 +126,8 @@ def build(
     from optuna.samplers import NSGAIISampler
     from optuna.trial import TrialState, create_trial
 
-    # Else each rebuilt study announces itself; only Optuna's own chatter is concerned.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Else each rebuilt study announces itself, and that few plans are promising any more.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["minimize"] * len(problem.objectives), sampler=sampler)
     space = distributions(problem.space, relaxed=relaxed)
     complete = 0

@@ -24,6 +24,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from compression.space import Point
 from search.errors import ProblemInvalid
 from search.one_thread import one_thread
@@ -70,7 +72,8 @@ class Gp(SamplerAgent):
         self._options = options
 
     def _suggest(self) -> Point | None:
-        with one_thread():
+        # Where one place alone is promising, Optuna divides the chances of the others by zero.
+        with one_thread(), np.errstate(invalid="ignore"):
             return super()._suggest()
 
     def _sampler(self, seed: int) -> BaseSampler:

@@ -2,7 +2,8 @@
 
 Processor time of one `ask` on one core, after a told trial, so that surrogates are fitted anew; the
 wall clock beside it says how busy the machine was. Target: at most 1 s for 55 sites and 200
-observations with every form of `cbo`; the other agents stand beside it. The share is of a trial of one second.
+observations with every form of `cbo`; the other agents stand beside it. The share is of a trial
+of one second.
 """
 
 from __future__ import annotations
