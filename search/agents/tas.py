@@ -15,11 +15,13 @@ Deviations:
       scratch; its plan is scored and recovered like everyone's, from the dense model's weights.
     * A measured bound (time, size) is translated into a target by bisection over up to `orders`
       trainings: first its share of the baseline, then up or down as the found plan holds it. A
-      bound on params is the MACs of the uniform network that keeps it.
-    * With bounds that arithmetic decides and one objective, later trainings have the same target:
-      widths alone, since a short search drops blocks that its plan misses, and without slack above
-      the target, as in the paper's code; then both again with half the paper's weight of the cost.
-      With several objectives they have smaller targets.
+      bound on params is the MACs of the uniform network that keeps it. Where such exact bounds
+      stand beside measured ones that a precision alone may hold, their target is tried before.
+    * With one objective, and exact bounds alone or a plan of their target that holds the measured
+      ones, later trainings have the same target: widths alone, since a short search drops blocks
+      that its plan misses, and without slack above the target, as in the paper's code; then both
+      again with half the paper's weight of the cost. With several objectives they have smaller
+      targets.
     * Decisions that have no gradient (precision, sparsity, codebooks) are tried one by one on
       every found plan, and belong to the surroundings afterwards.
     * The paper ends with one network. Here the rest of the budget goes to neighbours of the best.
@@ -260,9 +262,11 @@ class _Targets:
         self._bounded = self._cap < self._dense
         self._several = len(problem.objectives) > 1
         shares = [_share(c, problem) for c in measured]
-        self._first = min([self._cap, *(share * self._dense for share in shares)])
+        self._guess = min([self._cap, *(share * self._dense for share in shares)])
         if not self._bounded and not measured:
-            self._first = UNBOUNDED_SHARE * self._dense
+            self._guess = UNBOUNDED_SHARE * self._dense
+        relieved = any(k.site == MODEL_SITE and len(k.choices) > 1 for k in space.knobs)
+        self._first = self._cap if self._bounded and relieved else self._guess
 
     def searchable(self, *, width: bool, depth: bool) -> bool:
         """Whether there are widths or depths to search, and a target that they can meet."""
@@ -288,8 +292,12 @@ class _Targets:
             return self._within(last * SMALLER)
         low = max((target for target, verdict in known if verdict), default=self._floor)
         high = min((target for target, verdict in known if not verdict), default=self._cap)
+        if self._bounded and self._cap <= low * NEAREST:
+            return self._within(low) if len(known) == 1 else None
         if high <= low * NEAREST:
             return None
+        if self._guess < high and not any(verdict for _, verdict in known):
+            return self._within(self._guess)
         return self._within(math.sqrt(low * high))
 
     def _within(self, target: float) -> int:

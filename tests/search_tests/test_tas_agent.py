@@ -19,7 +19,16 @@ from search.problem import Problem
 from search.trial import Fidelity
 from tests.builders import surveyed_resnet
 from tests.contracts.agent import AgentContract
-from tests.synthetic import LATENCY, TOP1, Loop, Net, best_feasible, latency_at_most, macs_at_most
+from tests.synthetic import (
+    LATENCY,
+    TOP1,
+    Loop,
+    Net,
+    best_feasible,
+    download_at_most,
+    latency_at_most,
+    macs_at_most,
+)
 
 NET = Net(d=9)
 DENSE = NET.costs.cost(Plan()).macs
@@ -91,6 +100,23 @@ def test_a_measured_bound_moves_the_target_by_bisection() -> None:
     assert len(targets) >= 3
     assert low < high < 1.35 * low
     assert len(set(targets)) == len(targets)
+
+
+def test_an_exact_bound_is_aimed_at_where_a_precision_holds_the_measured_ones() -> None:
+    bounds = [macs_at_most(0.5), download_at_most(0.25)]
+    loop = Loop(NET, agent(NET.problem(bounds), orders=3))
+    loop.run(12)
+    first, second = orders(loop)
+    assert first["macs"] == second["macs"] == int(0.5 * DENSE)
+    assert (first["depth"], second["depth"]) == (True, False)
+
+
+def test_where_it_does_not_the_measured_bounds_are_aimed_at_next() -> None:
+    bounds = [macs_at_most(0.5), latency_at_most(0.2)]
+    loop = Loop(NET, agent(NET.problem(bounds), orders=3))
+    loop.run(12)
+    targets = [order["macs"] for order in orders(loop)]
+    assert targets[:2] == [int(0.5 * DENSE), int(0.2 * DENSE)]
 
 
 def test_one_objective_under_an_exact_bound_varies_the_cost_not_the_target() -> None:
