@@ -25,7 +25,7 @@ from search.budget import Budget
 from search.catalogue import create
 from search.device import LOCAL_DEVICES
 from search.measurement import Measured, Measurement, outcome_from_json, outcome_to_json
-from search.objective import Constraint
+from search.objective import Constraint, Objective
 from search.problem import Problem
 from search.trial import BASELINE_AGENT, Fidelity, Trial
 from tests.benchmarks.cifar_job import cifar_job
@@ -40,6 +40,7 @@ from workers.latency_book import LatencyBook
 from workers.quiet import QuietNode
 from workers.store import FolderStore
 
+TOP1 = Objective(metric="top1", direction="maximize")
 MACS = Constraint(metric="macs", at_most=0.5, relative_to="baseline")
 DOWNLOAD = Constraint(metric="download_bytes", at_most=0.25, relative_to="baseline")
 
@@ -57,10 +58,11 @@ def latency(at_most: float) -> Constraint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """What is bounded, and what may be done."""
+    """What is bounded, what may be done, and what is wanted."""
 
     constraints: tuple[Constraint, ...]
     methods: Methods
+    objectives: tuple[Objective, ...] = (TOP1,)
 
 
 THIN = Methods(allow=("prune_channels",), channel_multiple=2)
@@ -115,7 +117,7 @@ class World:
         """
         store = FolderStore(work / "blobs")
         self.setting = SETTINGS[name] if setting is None else setting
-        self.spec = cifar_job(
+        spec = cifar_job(
             f"cifar_resnet{depth}",
             store,
             folder,
@@ -124,6 +126,7 @@ class World:
             name=name,
             train_files=train_files,
         )
+        self.spec = dataclasses.replace(spec, objectives=self.setting.objectives)
         self.context = JobContext.build(self.spec, store, QuietNode(work / "quiet"))
         self._kept = Kept(work / f"evaluations-{depth}-{name}.jsonl")
 
