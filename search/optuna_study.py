@@ -108,9 +108,9 @@ def build(
     problem: Problem,
     history: History,
     sampler: BaseSampler,
+    space: dict[str, BaseDistribution],
     *,
     generation_size: int | None = None,
-    relaxed: bool = False,
 ) -> Study:
     """Return an in-memory study that knows every told trial and runs every pending point.
 
@@ -118,9 +118,9 @@ def build(
         problem: Gives the directions: all losses are minimised.
         history: What is known.
         sampler: Seeded for this request.
+        space: The problem's `distributions`.
         generation_size: For genetic samplers: measured trials are put into generations of this
             many, in the order of proposal.
-        relaxed: See `distributions`.
     """
     import optuna
     from optuna.samplers import NSGAIISampler
@@ -129,7 +129,6 @@ def build(
     # Else each rebuilt study announces itself, and that few plans are promising any more.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["minimize"] * len(problem.objectives), sampler=sampler)
-    space = distributions(problem.space, relaxed=relaxed)
     complete = 0
     for told in history.told:
         attributes: dict[str, Any] = {}
@@ -151,7 +150,11 @@ def build(
 
 
 def suggest(
-    study: Study, repair: Repair, history: History, tries: int = TRIES, *, relaxed: bool = False
+    study: Study,
+    repair: Repair,
+    history: History,
+    fixed: dict[str, BaseDistribution],
+    tries: int = TRIES,
 ) -> tuple[Point | None, list[Point]]:
     """Return a new point from the study's sampler, shrunk to the arithmetic bounds.
 
@@ -159,21 +162,19 @@ def suggest(
         study: As `build` returns it.
         repair: Of the problem.
         history: What is known.
+        fixed: The `distributions` with which the study was built.
         tries: Most suggestions that are drawn.
-        relaxed: See `distributions`; as the study was built.
 
     Returns:
         The first new suggestion that keeps the bounds, or None, and all that were drawn.
     """
-    space = repair.space
-    fixed = distributions(space, relaxed=relaxed)
     drawn: list[Point] = []
     for _ in range(tries):
         trial = study.ask(fixed)
         raw = [round(trial.params[name]) for name in fixed]
         study.tell(trial, state=_fail())
         row = repair.shrink(as_points([raw], len(fixed)))
-        point = canonical(space, as_point(row[0]))
+        point = canonical(repair.space, as_point(row[0]))
         drawn.append(point)
         if history.is_new(point) and bool(np.all(repair.keeps_bounds(row))):
             return point, drawn
@@ -216,7 +217,7 @@ class SamplerAgent(PointAgent):
         self._startup_trials = startup_trials
         self._generation_size = generation_size
         self._tries = tries
-        self._relaxed = relaxed
+        self._distributions = distributions(problem.space, relaxed=relaxed)
         self._design = design(self._repair, problem.seed, startup_trials)
 
     @abstractmethod
@@ -242,8 +243,8 @@ class SamplerAgent(PointAgent):
             self._problem,
             history,
             sampler,
+            self._distributions,
             generation_size=self._generation_size,
-            relaxed=self._relaxed,
         )
-        found, drawn = suggest(study, self._repair, history, self._tries, relaxed=self._relaxed)
+        found, drawn = suggest(study, self._repair, history, self._distributions, self._tries)
         return found or new_point(self._repair, history, rng, near=drawn)

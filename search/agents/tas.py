@@ -19,9 +19,9 @@ Deviations:
       stand beside measured ones that a precision alone may hold, their target is tried before.
     * With one objective, and exact bounds alone or a plan of their target that holds the measured
       ones, later trainings have the same target: widths alone, since a short search drops blocks
-      that its plan misses, and without slack above the target, as in the paper's code; then both
-      again with half the paper's weight of the cost. With several objectives they have smaller
-      targets.
+      that its plan misses, and without slack above the target, as in the paper's code; then, with
+      exact bounds alone, both again with half the paper's weight of the cost. With several
+      objectives they have smaller targets.
     * Decisions that have no gradient (precision, sparsity, codebooks) are tried one by one on
       every found plan, and belong to the surroundings afterwards.
     * The paper ends with one network. Here the rest of the budget goes to neighbours of the best.
@@ -293,6 +293,8 @@ class _Targets:
         low = max((target for target, verdict in known if verdict), default=self._floor)
         high = min((target for target, verdict in known if not verdict), default=self._cap)
         if self._bounded and self._cap <= low * NEAREST:
+            if self._several:
+                return self._within(last * SMALLER)
             return self._within(low) if len(known) == 1 else None
         if high <= low * NEAREST:
             return None

@@ -111,6 +111,15 @@ def test_an_exact_bound_is_aimed_at_where_a_precision_holds_the_measured_ones() 
     assert (first["depth"], second["depth"]) == (True, False)
 
 
+def test_several_objectives_ask_for_smaller_targets_after_it() -> None:
+    bounds = [macs_at_most(0.5), download_at_most(0.25)]
+    loop = Loop(NET, agent(NET.problem(bounds, objectives=(TOP1, LATENCY)), orders=3))
+    loop.run(12)
+    first, second = [order["macs"] for order in orders(loop)][:2]
+    assert first == int(0.5 * DENSE)
+    assert second == pytest.approx(0.75 * first, abs=1)
+
+
 def test_where_it_does_not_the_measured_bounds_are_aimed_at_next() -> None:
     bounds = [macs_at_most(0.5), latency_at_most(0.2)]
     loop = Loop(NET, agent(NET.problem(bounds), orders=3))
