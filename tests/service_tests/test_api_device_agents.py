@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def test_stale_and_foreign_attempts_are_refused(api: World) -> None:
         (["1"], ["1"], "type"),
         ([], [], "shape"),
         # A clock that runs a thousand times too fast: more time than passed here.
-        ([40_000.0], [40_000.0], "sum up to 80.000 s; the order was leased 60."),
+        ([40_000.0], [40_000.0], r"sum up to 80\.000 s; the order was leased [67]\d\.\d{3} s ago"),
     ],
 )
 def test_implausible_times_are_refused(
@@ -197,7 +198,7 @@ def test_implausible_times_are_refused(
     order = ordered(api)
     answer = order["board"].result(order, times=encoded(candidate, baseline))
     problem = assert_problem(answer, 422, "result-implausible", "/times")
-    assert what in problem["detail"]
+    assert re.search(what, problem["detail"])
     # Nothing was stored: the right result is still taken.
     assert order["board"].result(order).status_code == 200
 
