@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="where the seeds start")
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--depth", type=int, default=20, choices=(20, 56))
     parser.add_argument("--threads", type=int, default=1)
@@ -143,12 +144,13 @@ def main() -> None:
         raise SystemExit("CIFAR-10 and its checkpoints are absent; set PARETOPRESS_TEST_DATA")
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     book = options.work / f"searches-{options.depth}.jsonl"
     known = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
     rows = {(r["setting"], r["agent"], r["seed"], r["budget"]): r for r in known}
     for setting in [] if options.kept else options.settings:
         world = World(folder, options.work, options.depth, setting)
-        for seed in range(options.seeds):
+        for seed in seeds:
             for agent in options.agents:
                 key = (setting, agent, seed, options.budget)
                 if key in rows:
@@ -164,7 +166,7 @@ def main() -> None:
         row
         for (setting, agent, seed, budget), row in rows.items()
         if setting in options.settings and agent in options.agents
-        and seed < options.seeds and budget == options.budget
+        and seed in seeds and budget == options.budget
     ]  # fmt: skip
     means = table(wanted)
     said = verdict(means)
