@@ -16,15 +16,18 @@ Deviations:
     * No plan is asked for twice. A repeated one is drawn again from wider noise, then moved by one
       step; what was applied enters the replay, as do plans of other agents.
     * Defaults are for jobs of some dozen trials, not the paper's 400. The warm-up takes a third of
-      them and is learned from at its end, the actor's step is ten times the paper's, and states
-      name their layer. The paper's are `warmup_trials=100, catch_up=0, actor_lr=1e-4,
-      one_hot=False, clamp="sequential"`.
+      them and is learned from at its end; every other of its episodes stays near uniform widths,
+      since uniform draws of dozens of layers are hopeless plans. The actor's step is ten times the
+      paper's, and states name their layer. The paper's are `warmup="uniform", warmup_trials=100,
+      catch_up=0, actor_lr=1e-4, one_hot=False, clamp="sequential"`.
     * By default a budget is kept by one common factor. The paper's clamp lets the first layers take
       the budget, so random episodes leave the last ones at their floors, and little is learned.
+      Where accuracy alone is sought, the factor grows a walk to the budget as well, as far as
+      measured bounds are expected to hold: episodes then differ in how they share the budget.
     * Failed trials teach nothing; plans that cannot be evaluated earn the worst reward.
     * Selector and precision of the whole model are one choice for an episode. The first episodes
-      try each with the same widths (first with all that the bounds allow, since a precision alone
-      may hold them), later ones take the best; with `bits`, precisions (also those of layers) are
+      try each with the same actions (first all that the bounds allow, since a precision alone may
+      hold them), later ones take the best; with `bits`, precisions (also those of layers) are
       actions instead. Other choices (blocks, ranks, zeros, codebooks) stay untouched.
     * HAQ lowers bits in turn until a table says that the budget is kept. Here sizes and times are
       predicted, from the cost table and the readings so far.
@@ -44,23 +47,24 @@ from compression.space import Point
 from search.agent import Request, Snapshot
 from search.amc.clamp import Clamp
 from search.amc.exploration import sigma, truncated_normal
+from search.amc.fitting import Fitting
 from search.amc.rewards import Mode, Reward, Size, mode_for
 from search.amc.state import Episode, Walk, Walked, tried_settings
 from search.arithmetic import Floats, as_points
 from search.errors import ProblemInvalid
 from search.history import History, canonical, fill, generator
 from search.measurement import Failed, Measured
+from search.metric import ACCURACIES
 from search.problem import Problem
 from search.repair import Repair, as_point
 from search.sampling import neighbours, new_point
-from search.surrogate.additive import Additive, allowed
 from search.trial import Trial
 
 if TYPE_CHECKING:
     from search.amc.ddpg import Ddpg
     from search.amc.learner import Learner
 
-Warmup = Literal["uniform", "centred"]
+Warmup = Literal["uniform", "centred", "mixed"]
 ClampName = Literal["sequential", "common"]
 Store = Literal["applied", "raw"]
 
@@ -89,12 +93,12 @@ class Options:
             is `budget` where something that costs is bounded.
         size: What `guarantee` weighs, `macs` or `params`.
         lbound: Smallest keep ratio of a site, in (0, 1], unless the bounds ask for less.
-        clamp: How a budget is kept: `common` shrinks the widths of the finished walk by one factor;
+        clamp: How a budget is kept: `common` fits the widths of the finished walk by one factor;
             `sequential`, the paper's, limits each width so that the later ones can still be paid
             for at their smallest.
         bits: Whether precisions are actions too (HAQ).
-        warmup: Draws of the first episodes: `uniform` in [0, 1], or `centred` at the keep ratio
-            that just meets the bounds.
+        warmup: Draws of the first episodes: `uniform` in [0, 1], `centred` at the keep ratio
+            that just meets the bounds, or `mixed`, both in turn.
         warmup_trials: Episodes before the actor acts, at least 1; None takes a third of the
             budget of trials, at most 100.
         store: Which action the replay holds: as `applied` after the clamp, or `raw` before it.
@@ -114,7 +118,7 @@ class Options:
     lbound: float = 0.2
     clamp: ClampName = "common"
     bits: bool = False
-    warmup: Warmup = "uniform"
+    warmup: Warmup = "mixed"
     warmup_trials: int | None = None
     store: Store = "applied"
     one_hot: bool = True
@@ -176,7 +180,10 @@ class Amc:
         self._settings = tried_settings(self._walk, problem)
         mode: Mode = mode_for(problem) if options.mode == "auto" else options.mode
         self._clamped = mode == "budget" and options.clamp == "sequential"
-        self._additive = Additive(problem)
+        grows = options.clamp == "common" and all(
+            objective.metric in ACCURACIES for objective in problem.objectives
+        )
+        self._fitting = Fitting(problem, self._walk, self._repair, grows=grows)
         self._reward = Reward(problem, mode, options.size, options.penalty)
         self._reachable = self._repair.reachable()
         self._warmup = options.warmup_trials or min(100, max(1, (problem.budget_trials or 60) // 3))
@@ -218,13 +225,17 @@ class Amc:
         policy = self._policy() if asked >= self._warmup else None
         noise = sigma(self._options.noise, self._options.noise_decay, asked, self._warmup)
         whole = compared is not None and asked < len(self._settings)
+        turn = asked if compared is None else asked // len(self._settings)
+        centre = self._centre() if policy is None and self._centred(turn) else None
         drawn: dict[Point, None] = {}
         for attempt in range(REDRAWS if self._walk.steps else 1):
             draws = rng
             if compared is not None and attempt == 0:
                 draws = generator(self._problem, asked // len(self._settings), COMPARE)
             action = 1.0 if whole and attempt == 0 else None
-            point, raw = self._episode(setting, policy, noise * WIDER**attempt, draws, action)
+            point, raw = self._episode(
+                setting, policy, noise * WIDER**attempt, draws, centre, action
+            )
             if history.is_new(point) and self._admissible(point):
                 if self._options.store == "raw":
                     self._raw[point] = raw
@@ -242,6 +253,7 @@ class Amc:
         policy: Ddpg | None,
         noise: float,
         rng: np.random.Generator,
+        centre: float | None = None,
         action: float | None = None,
     ) -> tuple[Point, Floats]:
         """Walk once and return the plan's point and the actions before the clamp.
@@ -251,12 +263,12 @@ class Amc:
             policy: Who acts; None in the warm-up.
             noise: Standard deviation around the policy's action.
             rng: One draw per step.
+            centre: Keep ratio around which the warm-up draws; None draws in [0, 1].
             action: Of every step; None leaves them to the policy and to chance.
         """
         walk = self._walk
         point = walk.start(setting)
         raw = np.empty(len(walk.steps))
-        centre = self._centre() if policy is None and self._options.warmup == "centred" else None
         for t, step in enumerate(walk.steps):
             if action is not None:
                 raw[t] = action
@@ -267,23 +279,12 @@ class Amc:
             else:
                 raw[t] = rng.random()
             point[step.column] = walk.decide(point, t, float(raw[t]), clamped=self._clamped)
-        repaired = self._repair.shrink(as_points([point], len(point)))
-        return canonical(self._problem.space, self._lowered(as_point(repaired[0]))), raw
+        return canonical(self._problem.space, self._fitting.fitted(point, self._history)), raw
 
-    def _lowered(self, point: Point) -> Point:
-        """Return a point with fewer bits, layer by layer in turn, until all loads are allowed."""
-        steps = [step for step in self._walk.steps if step.kind == "bits"]
-        if not (steps and self._reachable):
-            return point
-        self._additive.learn(self._history)
-        for _ in range(max(len(step.order) for step in steps)):
-            for step in steps:
-                if allowed(self._additive.loads(as_points([point], len(point))))[0]:
-                    return point
-                place = step.order.index(point[step.column])
-                lower = step.order[max(0, place - 1)]
-                point = (*point[: step.column], lower, *point[step.column + 1 :])
-        return point
+    def _centred(self, turn: int) -> bool:
+        """Whether the warm-up's episode of this turn is drawn around one keep ratio."""
+        warmup = self._options.warmup
+        return warmup == "centred" or (warmup == "mixed" and turn % 2 == 1)
 
     def _centre(self) -> float:
         """Return the common keep ratio that just meets the arithmetic bounds; else 0.5."""
@@ -298,7 +299,7 @@ class Amc:
     def _compared(self, asked: int) -> Point | None:
         """Return the setting that a request of the first comparisons tries; None after them."""
         count = len(self._settings)
-        if count == 1 or asked >= min(COMPARISONS * count, max(1, self._warmup // 2)):
+        if asked >= min(COMPARISONS * count, max(1, self._warmup // 2)):
             return None
         return self._settings[asked % count]
 

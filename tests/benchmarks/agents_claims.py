@@ -276,14 +276,14 @@ def metapruning(bench: Bench) -> tuple[bool, Row]:
     gaps: dict[float, float] = {}
     rows: dict[str, Row] = {}
     ordered = True
-    for macs in (0.75, 0.5, 0.3):
+    for macs in (0.75, 0.5, 0.25):
         world = bench.world(macs)
         found = {agent: bench.best(world, agent, bench.options.budget) for agent in agents}
         evolution, random, uniform = (float(found[agent].mean()) for agent in agents)
         gaps[macs] = evolution - uniform
         ordered = ordered and evolution > random > uniform
         rows[f"{macs:g}"] = {agent: shown(values) for agent, values in found.items()}
-    grows = gaps[0.75] <= gaps[0.5] <= gaps[0.3]
+    grows = gaps[0.75] <= gaps[0.5] <= gaps[0.25]
     return ordered and grows, {"ordered": ordered, "gaps_over_uniform": gaps, **rows}
 
 

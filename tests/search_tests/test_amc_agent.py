@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +11,27 @@ import pytest
 from compression.cost import CostTable
 from compression.layer_cost import LayerCost
 from compression.methods import Methods, resolve_space
-from compression.space import Knob, PlanSpace
-from search.agents.amc import Amc, Options
+from compression.space import Knob, PlanSpace, Point
+from search.agent import Evaluate
+from search.agents.amc import Amc, Options, Warmup
 from search.catalogue import create
 from search.errors import ProblemInvalid
+from search.history import History
+from search.objective import Objective
+from search.problem import Problem
 from tests.builders import surveyed_resnet
 from tests.contracts.agent import AgentContract, digests, snapshot_from_text, snapshot_to_text
 from tests.synthetic import Loop, Net, download_at_most, latency_at_most, macs_at_most
 
 PAPER = MappingProxyType(
-    {"catch_up": 0, "actor_lr": 1e-4, "one_hot": False, "clamp": "sequential", "store": "raw"}
+    {
+        "warmup": "uniform",
+        "catch_up": 0,
+        "actor_lr": 1e-4,
+        "one_hot": False,
+        "clamp": "sequential",
+        "store": "raw",
+    }
 )
 
 
@@ -78,7 +91,62 @@ def test_bits_are_lowered_in_turn_until_the_predicted_size_fits() -> None:
     for at_most, lowered in ((1.1, (0, 0, 0)), (0.8, (1, 0, 0)), (0.3, (2, 1, 1))):
         base = Net().problem([download_at_most(at_most)])
         problem = dataclasses.replace(base, space=space, costs=CostTable(tuple(layers), {}))
-        assert Amc(problem, Options(bits=True))._lowered(space.dense()) == lowered
+        agent = Amc(problem, Options(bits=True))
+        assert agent._fitting.fitted(space.dense(), History(problem)) == lowered
+
+
+def test_walks_grow_to_the_budget_where_only_accuracy_is_sought() -> None:
+    net = Net(d=9, quantize=False)
+    small = net.problem([macs_at_most(0.5)]).space.smallest()
+
+    def fitted(problem: Problem, **options: Any) -> Point:
+        return Amc(problem, Options(**options))._fitting.fitted(small, History(problem))
+
+    bound = [macs_at_most(0.5)]
+    grown = fitted(net.problem(bound))
+    problem = net.problem(bound)
+    assert 0.4 < share_of_macs(problem, grown) <= 0.5
+    # Measured bounds that are expected to fail leave the walk as it is, as does the paper's clamp.
+    assert fitted(net.problem([*bound, latency_at_most(0.05)])) == small
+    assert fitted(problem, clamp="sequential") == small
+    # A front wants small members, too.
+    objectives = (*problem.objectives, Objective(metric="macs", direction="minimize"))
+    assert fitted(dataclasses.replace(problem, objectives=objectives)) == small
+
+
+def share_of_macs(problem: Problem, point: Point) -> float:
+    """Return the MACs of a point over those of the dense model."""
+    found = problem.arithmetic(problem.space.decode(point)).get("macs")
+    dense = problem.baseline.get("macs")
+    assert found is not None
+    assert dense is not None
+    return found.value / dense.value
+
+
+def test_every_other_episode_of_the_warmup_stays_near_one_keep_ratio() -> None:
+    _, survey = surveyed_resnet(20)
+    methods = Methods(allow=("prune_channels",), channel_multiple=1)
+    space = resolve_space(survey.sites, methods, survey.costs)
+    base = Net().problem([macs_at_most(0.5)])
+    problem = dataclasses.replace(base, space=space, costs=survey.costs)
+    problem = dataclasses.replace(problem, baseline=problem.arithmetic(space.decode(space.dense())))
+
+    channels = {site.name: site.channels for site in survey.sites}
+
+    def spreads(warmup: Warmup) -> Sequence[float]:
+        agent = Amc(problem, Options(warmup=warmup, warmup_trials=20))
+        plans = [request.plan for request in agent.ask(20) if isinstance(request, Evaluate)]
+        shares = [
+            [kept.keep_channels / channels[name] for name, kept in plan.prune_channels().items()]
+            for plan in plans
+        ]
+        return [float(np.std(row)) for row in shares]
+
+    mixed = spreads("mixed")
+    # The first has all that the bounds allow.
+    assert mixed[0] < 0.05
+    assert np.mean(mixed[2::2]) > np.mean(mixed[1::2]) + 0.02
+    assert np.mean(spreads("uniform")[1::2]) > np.mean(mixed[1::2]) + 0.02
 
 
 def test_settings_of_the_model_are_compared_with_the_same_widths_first() -> None:
