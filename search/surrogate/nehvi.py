@@ -31,7 +31,7 @@ from search.surrogate.gp import botorch_model
 SAMPLES = 32
 """Of the quasi-Monte Carlo estimate."""
 
-BASELINE, CANDIDATES = 24, 48
+BASELINE, CANDIDATES = 24, 32
 """Observations and candidates that are looked at, at most."""
 
 LEAST_LOG_CHANCE = -3.0
@@ -77,9 +77,8 @@ def reference_point(problem: Problem, losses: Floats) -> Floats:
 
 def undominated(losses: Floats, most: int) -> NDArray[np.int64]:
     """Return up to `most` rows of `t x m` losses: those that fewest others dominate, in order."""
-    smaller = (losses[:, None] <= losses[None]).all(axis=2)
-    differs = (losses[:, None] != losses[None]).any(axis=2)
-    dominators = (smaller & differs).sum(axis=0)
+    covers = (losses[:, None] <= losses[None]).all(axis=2)
+    dominators = (covers & ~covers.T).sum(axis=0)
     return np.asarray(np.sort(np.argsort(dominators, kind="stable")[:most]))
 
 
