@@ -50,7 +50,7 @@ def row_of(found: Searched) -> Row:
         "best_plan": None if best is None else best.plan.to_json(),
         "best_base": None if best is None else best.base,
         "feasible_share": len(feasible) / max(1, len(found.trials)),
-        "hypervolume": _hypervolume(found, feasible),
+        "hypervolume": volume(found, feasible),
         "agent_s": found.agent_s,
         "trial_s": found.trial_s,
         "agent_share": found.agent_s / max(1e-9, found.agent_s + found.trial_s),
@@ -64,12 +64,18 @@ def _value(trial: Trial, metric: str) -> float:
     return reading.value
 
 
-def _hypervolume(found: Searched, trials: Sequence[Trial]) -> float:
-    """Return the volume of top-1 against the share of MACs, from chance and the dense network."""
+def volume(found: Searched, trials: Sequence[Trial], worst: float = CHANCE) -> float:
+    """Return the volume of top-1 against the share of MACs, from `worst` and the dense network.
+
+    Args:
+        found: The search.
+        trials: Some of it.
+        worst: Top-1 in per cent.
+    """
     dense = found.problem.baseline.get("macs")
     assert dense is not None
     losses = [(-_value(trial, "top1"), _value(trial, "macs") / dense.value) for trial in trials]
-    return hypervolume(losses, (-CHANCE / 100, 1.0))
+    return hypervolume(losses, (-worst / 100, 1.0))
 
 
 def table(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:

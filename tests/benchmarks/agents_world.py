@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +129,11 @@ class World:
         )
         self.spec = dataclasses.replace(spec, objectives=self.setting.objectives)
         self.context = JobContext.build(self.spec, store, QuietNode(work / "quiet"))
-        self._kept = Kept(work / f"evaluations-{depth}-{name}.jsonl")
+        trained = repr((depth, train_files, self.setting.methods))
+        digest = hashlib.sha256(trained.encode()).hexdigest()[:12]
+        self._kept = Kept(
+            work / f"evaluations-{depth}-{name}.jsonl", work / f"preparations-{digest}.jsonl"
+        )
 
     @functools.cached_property
     def runner(self) -> Runner:
@@ -265,15 +270,19 @@ class Timed:
 
 
 class Kept:
-    """Finished evaluations in a file, one JSON line each."""
+    """Finished evaluations in a file, one JSON line each.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Preparations, in which no bound takes part, are in a file of all settings with the same methods.
+    """
+
+    def __init__(self, path: Path, shared: Path) -> None:
+        self._path = path
+        self._shared = shared
         self.seconds = 0.0
         """Of all evaluations that were asked for, remembered ones at what they once cost."""
         self._rows: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
+        for file in (path, shared):
+            for line in file.read_text().splitlines() if file.exists() else ():
                 row = json.loads(line)
                 self._rows[row["key"]] = row
 
@@ -302,17 +311,18 @@ class Kept:
 
     def put(self, finished: Finished) -> None:
         """Write down an outcome, failures too: they would fail again."""
-        key, seconds = _key(finished.work.trial), sum(finished.seconds.values())
+        trial, seconds = finished.work.trial, sum(finished.seconds.values())
+        key = _key(trial)
         row = {
             "key": key,
-            "plan": finished.work.trial.plan.to_json(),
+            "plan": trial.plan.to_json(),
             "outcome": outcome_to_json(finished.outcome),
             "artifacts": dict(finished.artifacts),
             "seconds": seconds,
         }
         self._rows[key] = row
         self.seconds += seconds
-        with self.path.open("a") as file:
+        with (self._shared if trial.preparation else self._path).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
