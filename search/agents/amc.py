@@ -22,7 +22,7 @@ Deviations:
       catch_up=0, actor_lr=1e-4, one_hot=False, clamp="sequential"`.
     * By default a budget is kept by one common factor. The paper's clamp lets the first layers take
       the budget, so random episodes leave the last ones at their floors, and little is learned.
-      Where accuracy alone is sought, the factor grows a walk to the budget as well, as far as
+      Where accuracy alone is rewarded, the factor grows a walk to the budget as well, as far as
       measured bounds are expected to hold: episodes then differ in how they share the budget.
     * Failed trials teach nothing; plans that cannot be evaluated earn the worst reward.
     * Selector and precision of the whole model are one choice for an episode. The first episodes
@@ -180,9 +180,8 @@ class Amc:
         self._settings = tried_settings(self._walk, problem)
         mode: Mode = mode_for(problem) if options.mode == "auto" else options.mode
         self._clamped = mode == "budget" and options.clamp == "sequential"
-        grows = options.clamp == "common" and all(
-            objective.metric in ACCURACIES for objective in problem.objectives
-        )
+        by_accuracy = all(objective.metric in ACCURACIES for objective in problem.objectives)
+        grows = mode == "budget" and options.clamp == "common" and by_accuracy
         self._fitting = Fitting(problem, self._walk, self._repair, grows=grows)
         self._reward = Reward(problem, mode, options.size, options.penalty)
         self._reachable = self._repair.reachable()

@@ -106,9 +106,11 @@ def test_walks_grow_to_the_budget_where_only_accuracy_is_sought() -> None:
     grown = fitted(net.problem(bound))
     problem = net.problem(bound)
     assert 0.4 < share_of_macs(problem, grown) <= 0.5
-    # Measured bounds that are expected to fail leave the walk as it is, as does the paper's clamp.
+    # Measured bounds that are expected to fail leave the walk as it is, as do the paper's
+    # clamp and a reward of small sizes.
     assert fitted(net.problem([*bound, latency_at_most(0.05)])) == small
     assert fitted(problem, clamp="sequential") == small
+    assert fitted(problem, mode="guarantee") == small
     # A front wants small members, too.
     objectives = (*problem.objectives, Objective(metric="macs", direction="minimize"))
     assert fitted(dataclasses.replace(problem, objectives=objectives)) == small
