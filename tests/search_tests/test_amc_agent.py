@@ -57,7 +57,7 @@ def test_rebuilt_from_snapshot_and_trials_it_continues(options: dict[str, object
 def test_it_learns_where_accuracy_is_lost() -> None:
     net = Net(d=9, quantize=False)
     problem = net.problem([macs_at_most(0.5)], budget=60)
-    trials = Loop(net, create("amc", problem, {})).run(60)
+    trials = Loop(net, create("amc", problem, {"warmup": "uniform"})).run(60)
     top1 = np.array([net.top1(trial.plan) for trial in trials])
     # The first twenty are drawn at random; the noise of the last twenty is small.
     assert top1[-20:].mean() > top1[:20].mean() + 0.15
