@@ -223,14 +223,14 @@ class Amc:
         setting = self._best_setting() if compared is None else compared
         policy = self._policy() if asked >= self._warmup else None
         noise = sigma(self._options.noise, self._options.noise_decay, asked, self._warmup)
-        whole = compared is not None and asked < len(self._settings)
         turn = asked if compared is None else asked // len(self._settings)
+        whole = compared is not None and turn == 0
         centre = self._centre() if policy is None and self._centred(turn) else None
         drawn: dict[Point, None] = {}
         for attempt in range(REDRAWS if self._walk.steps else 1):
             draws = rng
             if compared is not None and attempt == 0:
-                draws = generator(self._problem, asked // len(self._settings), COMPARE)
+                draws = generator(self._problem, turn, COMPARE)
             action = 1.0 if whole and attempt == 0 else None
             point, raw = self._episode(
                 setting, policy, noise * WIDER**attempt, draws, centre, action
