@@ -2,7 +2,8 @@
 
 Every channel site has a logit per width, every chain of blocks one per depth. Steps on the weights
 and steps on the logits alternate, on two halves of the training data; the logits also go down the
-gradient of an expected cost. The most probable choices are the result.
+gradient of an expected cost. The most probable choices are the result, and beside them the mean
+ones: some hundred steps leave probabilities so flat that which is the largest is half chance.
 
 Reference:
     Dong & Yang (2019), "Network Pruning via Transformable Architecture Search", NeurIPS 2019,
@@ -11,6 +12,7 @@ Reference:
 Deviations:
     * The search starts from the user's trained weights and distils from the same network in its
       steps on the weights; the paper trains from scratch for 600 epochs.
+    * The mean choices are reported as a second plan; the paper has the most probable ones alone.
     * Without labels both losses are the distillation's.
     * Temperatures start at 1, and the logits wait for a quarter of the steps (`SearchRecipe`); in
       the paper they start at 10 and nothing waits. Its schedules are options.
@@ -106,7 +108,9 @@ class Found:
 
     Attributes:
         plan: The most probable choices; not repaired to the target.
-        macs: Its MACs, exact: layers of skipped blocks cost nothing.
+        expected_plan: The choices nearest to the mean width of every site and the mean depth of
+            every chain; likewise.
+        macs: Those of `plan`, exact: layers of skipped blocks cost nothing.
         expected_macs: Those that the probabilities expect.
         discrepancy: Mean probability of the first choice minus the second's, in [0, 1].
         widths: By site, pairs of width and probability.
@@ -115,6 +119,7 @@ class Found:
     """
 
     plan: Plan
+    expected_plan: Plan
     macs: int
     expected_macs: float
     discrepancy: float
@@ -255,6 +260,7 @@ class _Search:
         widths, depths = self._logits.probabilities()
         return Found(
             plan=plan,
+            expected_plan=self._plan(*self._logits.expected()),
             macs=macs,
             expected_macs=float(self._expected_macs().detach()),
             discrepancy=self._discrepancy(),
@@ -354,10 +360,12 @@ class _Search:
     def _decided(self) -> tuple[Plan, int]:
         """Return the plan of the most probable choices and its exact MACs."""
         if self._known is None:
-            kept, dropped = self._logits.decided()
-            plan = plan_of(self._space.plans, kept, dropped, self._space.selector)
+            plan = self._plan(*self._logits.decided())
             self._known = plan, self._space.costs.cost(plan).macs
         return self._known
+
+    def _plan(self, kept: Mapping[str, float], dropped: Sequence[str]) -> Plan:
+        return plan_of(self._space.plans, kept, dropped, self._space.selector)
 
     def _discrepancy(self) -> float:
         gaps: Sequence[float] = [gap(p) for p in self._logits.parameters()]

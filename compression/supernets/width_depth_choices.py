@@ -145,20 +145,21 @@ def _feeders(
 
 
 def plan_of(
-    space: PlanSpace, kept: Mapping[str, int], dropped: Sequence[str], selector: str
+    space: PlanSpace, kept: Mapping[str, float], dropped: Sequence[str], selector: str
 ) -> Plan:
     """Return the plan with these widths and without these blocks, everything else untouched.
 
     Args:
         space: In which the plan is.
-        kept: Channels by site; what is missing stays whole.
+        kept: Channels by site, rounded to the nearest choice; what is missing stays whole.
         dropped: Blocks.
         selector: Criterion, where the space has a choice of them.
     """
     point = list(space.dense())
     for number, knob in enumerate(space.knobs):
         if knob.field == "keep_channels" and knob.site in kept:
-            point[number] = knob.choices.index(kept[knob.site])
+            distances = [abs(int(choice) - kept[knob.site]) for choice in knob.choices]
+            point[number] = distances.index(min(distances))
         elif knob.field == "drop_block" and knob.site in dropped:
             point[number] = len(knob.choices) - 1
         elif knob.field == "selector" and selector in knob.choices:

@@ -75,9 +75,34 @@ class Logits:
             choice.site: choice.candidates[int(logits.argmax())]
             for choice, logits in zip(self.width_choices, self.alpha, strict=True)
         }
-        dropped = [
-            block
+        stays = [
+            choice.candidates[int(logits.argmax())]
             for choice, logits in zip(self.depth_choices, self.beta, strict=True)
-            for block in choice.blocks[choice.candidates[int(logits.argmax())] :]
         ]
-        return kept, dropped
+        return kept, self._skipped(stays)
+
+    def expected(self) -> tuple[dict[str, float], list[str]]:
+        """Return the means: kept channels by site, and the blocks beyond the nearest depth."""
+        widths, depths = self.probabilities()
+        kept = {
+            choice.site: _mean(choice.candidates, p)
+            for choice, p in zip(self.width_choices, widths, strict=True)
+        }
+        stays = [
+            _nearest(choice.candidates, _mean(choice.candidates, p))
+            for choice, p in zip(self.depth_choices, depths, strict=True)
+        ]
+        return kept, self._skipped(stays)
+
+    def _skipped(self, stays: Sequence[int]) -> list[str]:
+        """Return the blocks that are skipped where so many of every chain stay."""
+        pairs = zip(self.depth_choices, stays, strict=True)
+        return [block for choice, depth in pairs for block in choice.blocks[depth:]]
+
+
+def _mean(candidates: Sequence[int], probabilities: Tensor) -> float:
+    return float(probabilities.detach() @ torch.tensor(candidates, dtype=probabilities.dtype))
+
+
+def _nearest(candidates: Sequence[int], value: float) -> int:
+    return min(candidates, key=lambda candidate: abs(candidate - value))

@@ -34,6 +34,7 @@ from compression.supernets.width_depth_choices import (
     width_choices,
 )
 from compression.supernets.width_depth_cost import ExpectedMacs, cost_loss
+from compression.supernets.width_depth_logits import Logits
 from compression.supernets.width_depth_network import Mixture, WidthDepthNetwork
 from compression.supernets.width_depth_recipe import SearchRecipe
 from compression.survey import survey
@@ -323,12 +324,34 @@ def test_the_cost_loss_leads_to_the_target() -> None:
     found, model = run(wanted)
     assert 0.8 * wanted.macs < found.macs < 1.2 * wanted.macs
     assert search_space().plans.contains(found.plan)
+    assert search_space().plans.contains(found.expected_plan)
     assert found.macs == search_space().costs.cost(found.plan).macs
     assert not model.training
     assert len(found.log) == 2
     assert 0 < found.discrepancy <= 1
     for pairs in (*found.widths.values(), *found.depths.values()):
         assert sum(p for _, p in pairs) == pytest.approx(1.0)
+
+
+def test_the_mean_of_flat_probabilities_lies_between_widths_that_one_of_them_is_chance() -> None:
+    space = search_space()
+    wide, long = space.widths[0], space.depths[0]
+    first = torch.zeros(len(wide.candidates))
+    first[0] = first[-1] = 5.0
+    first[-1] += 0.01
+    logits = Logits(
+        (wide,), (long,), (first,), (torch.tensor([1.0, *[0.0] * (len(long.candidates) - 1)]),)
+    )
+    kept, dropped = logits.decided()
+    assert kept == {wide.site: wide.candidates[-1]}
+    assert dropped == list(long.blocks[long.candidates[0] :])
+    mean, fewer = logits.expected()
+    share = torch.softmax(first, 0) @ torch.tensor(wide.candidates, dtype=torch.float32)
+    assert mean[wide.site] == pytest.approx(float(share))
+    plan = plan_of(space.plans, mean, fewer, "l2")
+    middle = plan.prune_channels()[wide.site].keep_channels
+    assert abs(middle - mean[wide.site]) <= (wide.candidates[1] - wide.candidates[0]) / 2
+    assert set(fewer) < set(dropped)
 
 
 def test_choices_wait_while_weights_get_used_to_them() -> None:

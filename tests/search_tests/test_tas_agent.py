@@ -74,6 +74,21 @@ def test_what_was_found_is_measured_first_and_with_every_precision() -> None:
     assert second.plan.quantize() is not None
 
 
+def test_the_mean_choices_are_measured_after_the_most_probable_ones() -> None:
+    loop = Loop(NET, agent(NET.problem([macs_at_most(0.5)]), orders=1))
+    (trial,) = loop.propose(loop.agent.ask(1))
+    done = loop.evaluate(trial)
+    assert isinstance(done.outcome, Measured)
+    space = NET.space
+    mean = space.decode(space.uniform(0.25))
+    found = {**done.outcome.found, "expected_plan": mean.to_json()}
+    loop.agent.tell([dataclasses.replace(done, outcome=Measured(Measurement(()), found))])
+    plans = [request.plan for request in loop.agent.ask(4)]
+    assert plans[0].to_json() == found["plan"]
+    assert [p.quantize() is None for p in plans] == [True, False, True, False]
+    assert plans[2].prune_channels() == plans[3].prune_channels() == mean.prune_channels()
+
+
 def test_nothing_is_asked_for_while_the_first_training_runs() -> None:
     tas = agent(NET.problem([macs_at_most(0.5)]))
     (order,) = tas.ask(3)

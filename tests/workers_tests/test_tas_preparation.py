@@ -53,6 +53,8 @@ def test_an_order_leaves_a_plan_within_the_target(context: JobContext) -> None:
     plan = Plan.from_json(outcome.found["plan"])
     macs = context.survey.costs.cost(plan).macs
     assert macs == outcome.found["macs"] <= given["macs"]
+    expected = Plan.from_json(outcome.found["expected_plan"])
+    assert context.survey.costs.cost(expected).macs <= given["macs"]
     assert 0 <= outcome.found["discrepancy"] <= 1
     for pairs in outcome.found["widths"].values():
         assert sum(probability for _, probability in pairs) == pytest.approx(1, abs=1e-3)

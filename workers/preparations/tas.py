@@ -57,8 +57,9 @@ def prepare(order: Order) -> Prepared:
 
     Returns:
         `found` with the `plan` (JSON; the most probable choices, grown or shrunk as far as the
-        target allows), its `macs`, `macs_decided` (before that), `expected_macs`,
-        `discrepancy`, and the probabilities of `widths` and `depths`. Parts: `plan`, `weights`.
+        target allows), its `macs`, `macs_decided` (before that), the `expected_plan` (the mean
+        choices, likewise), `expected_macs`, `discrepancy`, and the probabilities of `widths` and
+        `depths`. Parts: `plan`, `weights`.
 
     Raises:
         WorkerError: An option is unknown, or missing, or nothing can be searched.
@@ -94,12 +95,13 @@ def prepare(order: Order) -> Prepared:
             state=_readable(order.resume),
         )  # fmt: skip
     plan = repaired(found.plan, space.plans, recipe.macs, context)
+    expected = repaired(found.expected_plan, space.plans, recipe.macs, context)
     layout = torch.contiguous_format
     tensors = {k: v.clone(memory_format=layout) for k, v in model.state_dict().items()}
     orders = {site: [int(c) for c in order_] for site, order_ in space.order.items()}
     described = {"plan": plan.to_json(), "order": orders}
     return Prepared(
-        found=_described(found, plan, context),
+        found={"expected_plan": expected.to_json(), **_described(found, plan, context)},
         parts={"plan": canonical_json(described).encode(), "weights": save(tensors)},
     )
 
