@@ -11,6 +11,7 @@
 * `admm` (AutoCompress, AAAI 2020): at a fifth of the parameters, annealing and ADMM beat one-shot
   uniform L1 widths that got as many training steps.
 * `purification` (AutoCompress): channels can go afterwards for at most 0.1 points.
+* `purification_deep`: likewise on ResNet-56, from ADMM towards uniform widths at half the MACs.
 
 The papers train for hundreds of epochs; here it is hundreds of steps, and the plans' trainings end
 long before they converge. So a part says "reproduced" or "not reproduced" at this size, with its
@@ -184,7 +185,28 @@ def purification(bench: TrainingBench) -> tuple[bool, Row]:
     """What can be dropped of the network that ADMM left, judged on images of the training split."""
     world = _params_world(bench)
     trial = _autocompressed(bench, world)
-    context, model = world.context, world.network(trial.plan, trial.base)
+    return _purified(world, world.network(trial.plan, trial.base))
+
+
+def purification_deep(bench: TrainingBench) -> tuple[bool, Row]:
+    """Likewise of ResNet-56 after one ADMM training towards uniform widths at half the MACs."""
+    world = bench.world("macs-trained-56", at_most(0.5, FINE), 56)
+    costs = world.context.survey.costs
+    half = 0.5 * world.context.survey.summary["macs"]
+    plan = next(p for p in uniform_plans(world, "l2") if costs.cost(p).macs <= half)
+    options = {
+        "steps": bench.options.admm_steps,
+        "retrain_steps": bench.options.retrain_steps,
+        "purify": False,
+    }
+    base = prepared(world, Prepare(kind="admm", plan=plan, options=options))
+    passed, figures = _purified(world, world.network(plan, base.artifacts[PREPARED_ROLE]))
+    return passed, {"depth": 56, **figures}
+
+
+def _purified(world: World, model: nn.Module) -> tuple[bool, Row]:
+    """Return whether channels of a network can go for nothing, and what is left of it."""
+    context = world.context
     context.recalibrate(model)
     couplings = tuple(
         context.context_of(
@@ -227,6 +249,7 @@ PARTS: Mapping[str, Callable[[TrainingBench], tuple[bool, Row]]] = {
     "distillation": distillation,
     "admm": admm,
     "purification": purification,
+    "purification_deep": purification_deep,
 }
 
 

@@ -1,4 +1,4 @@
-"""Short trainings of ResNet-20's plans, for benchmarks of agents that train.
+"""Short trainings of ResNets' plans, for benchmarks of agents that train.
 
 All of a benchmark see the same images in the same order; finished ones are kept.
 """
@@ -43,12 +43,13 @@ class TrainingBench:
     options: argparse.Namespace
     rows: FinishedRows
 
-    def world(self, name: str, setting: Setting) -> World:
-        """Return ResNet-20 in a setting."""
+    def world(self, name: str, setting: Setting, depth: int = 20) -> World:
+        """Return a ResNet in a setting."""
         files = self.options.train_files
         # What was trained on other images is not the same evaluation.
         name = f"{name}-{files}"
-        return World(self.folder, self.options.work, 20, name, train_files=files, setting=setting)
+        work = self.options.work
+        return World(self.folder, work, depth, name, train_files=files, setting=setting)
 
     @property
     def conditions(self) -> dict[str, Any]:
