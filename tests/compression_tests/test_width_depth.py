@@ -333,7 +333,7 @@ def test_the_cost_loss_leads_to_the_target() -> None:
         assert sum(p for _, p in pairs) == pytest.approx(1.0)
 
 
-def test_the_mean_of_flat_probabilities_lies_between_widths_that_one_of_them_is_chance() -> None:
+def test_flat_probabilities_mean_a_width_between_those_that_chance_decides() -> None:
     space = search_space()
     wide, long = space.widths[0], space.depths[0]
     first = torch.zeros(len(wide.candidates))

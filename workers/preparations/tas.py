@@ -101,7 +101,7 @@ def prepare(order: Order) -> Prepared:
     orders = {site: [int(c) for c in order_] for site, order_ in space.order.items()}
     described = {"plan": plan.to_json(), "order": orders}
     return Prepared(
-        found={"expected_plan": expected.to_json(), **_described(found, plan, context)},
+        found=_described(found, plan, expected, context),
         parts={"plan": canonical_json(described).encode(), "weights": save(tensors)},
     )
 
@@ -195,12 +195,13 @@ def _search_space(context: JobContext, options: Mapping[str, Any]) -> SearchSpac
         raise WorkerError(f"Preparation 'tas': {error}") from error
 
 
-def _described(found: Found, plan: Plan, context: JobContext) -> dict[str, Any]:
+def _described(found: Found, plan: Plan, expected: Plan, context: JobContext) -> dict[str, Any]:
     """Return the result as JSON values."""
     return {
         "plan": plan.to_json(),
         "macs": context.survey.costs.cost(plan).macs,
         "macs_decided": found.macs,
+        "expected_plan": expected.to_json(),
         "expected_macs": round(found.expected_macs),
         "discrepancy": found.discrepancy,
         "widths": {site: _rounded(pairs) for site, pairs in found.widths.items()},
