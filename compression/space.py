@@ -67,6 +67,11 @@ class Knob:
         """Unique within a space: `site:field`."""
         return f"{self.site}:{self.field}"
 
+    def nearest(self, value: float) -> int:
+        """Return the index of the number nearest to `value`, the first of equally near ones."""
+        distances = [abs(int(choice) - value) for choice in self.choices]
+        return distances.index(min(distances))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlanSpace:
@@ -255,9 +260,7 @@ class PlanSpace:
         point = []
         for knob in self.knobs:
             if knob.field == "keep_channels":
-                target = keep_ratio * int(knob.choices[-1])
-                distances = [abs(int(choice) - target) for choice in knob.choices]
-                point.append(int(np.argmin(distances)))
+                point.append(knob.nearest(keep_ratio * int(knob.choices[-1])))
             elif knob.field == "precision" and precision is not None:
                 point.append(knob.choices.index(precision))
             else:

@@ -158,8 +158,7 @@ def plan_of(
     point = list(space.dense())
     for number, knob in enumerate(space.knobs):
         if knob.field == "keep_channels" and knob.site in kept:
-            distances = [abs(int(choice) - kept[knob.site]) for choice in knob.choices]
-            point[number] = distances.index(min(distances))
+            point[number] = knob.nearest(kept[knob.site])
         elif knob.field == "drop_block" and knob.site in dropped:
             point[number] = len(knob.choices) - 1
         elif knob.field == "selector" and selector in knob.choices:

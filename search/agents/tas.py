@@ -324,9 +324,7 @@ def nearest(space: PlanSpace, plan: Plan) -> Point:
     point = list(space.dense())
     for number, knob in enumerate(space.knobs):
         if knob.field == "keep_channels" and knob.site in kept:
-            wanted = kept[knob.site].keep_channels
-            distances = [abs(int(choice) - wanted) for choice in knob.choices]
-            point[number] = distances.index(min(distances))
+            point[number] = knob.nearest(kept[knob.site].keep_channels)
         elif knob.field == "drop_block" and knob.site in dropped:
             point[number] = len(knob.choices) - 1
     return canonical(space, point)

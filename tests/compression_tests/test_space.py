@@ -36,6 +36,11 @@ def sites(widths: list[int]) -> list[Site]:
 SPACES = st.builds(lambda widths, methods: resolve_space(sites(widths), methods), WIDTHS, METHODS)
 
 
+def test_the_nearest_choice_of_a_tie_is_the_first() -> None:
+    knob = Knob(site="conv", field="keep_channels", choices=(4, 8, 16), ordered=True)
+    assert [knob.nearest(value) for value in (0.0, 6.0, 6.1, 12.0, 99.0)] == [0, 0, 1, 1, 2]
+
+
 @given(SPACES, SEEDS)
 def test_a_space_contains_what_it_samples(space: PlanSpace, seed: int) -> None:
     point = space.sample(np.random.default_rng(seed))
